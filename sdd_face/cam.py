@@ -9,7 +9,7 @@ __all__ = ['class_activation_maps']
 import torch
 from torch import Tensor
 
-# %% ../nbs/04_cam.ipynb #fa91cdde
+# %% ../nbs/04_cam.ipynb #a30fe451
 def class_activation_maps(
     features: Tensor,  # (B, K, h, w), the input of the head
     weights: Tensor,  # (S, K) or (B, S, K), the same at every position; or (B, S, K, h, w)

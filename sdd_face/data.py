@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .files import atomic_path, project_path
 from .synthetic import draw_faces, make_people
 
-# %% ../nbs/01_data.ipynb #342ae7a2
+# %% ../nbs/01_data.ipynb #e07204dd
 SIZE = 112  # pixels, the side of every face
 
 
@@ -72,7 +72,7 @@ class Faces:
         for images in self.images.split(1024): digest.update(images.contiguous().numpy())
         return digest.hexdigest()
 
-# %% ../nbs/01_data.ipynb #e3aa2046
+# %% ../nbs/01_data.ipynb #bcd645bf
 HASH_SIDE = 16  # the hash has 16 x 16 bits
 
 
@@ -93,7 +93,7 @@ def near_duplicates(
         count += found
     return groups
 
-# %% ../nbs/01_data.ipynb #d0accb38
+# %% ../nbs/01_data.ipynb #26b594d0
 MIN_SIDE = 16  # pixels; a smaller image is no face
 MAX_PIXELS = 50_000_000  # of a decoded image; larger ones could fill the memory
 
@@ -110,7 +110,7 @@ def _decode(path: Path) -> np.ndarray:  # (3, 112, 112), uint8 RGB
     if face.mode == "RGBA": face = Image.alpha_composite(Image.new("RGBA", face.size, "black"), face).convert("RGB")
     return np.asarray(face).transpose(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #612a8089
+# %% ../nbs/01_data.ipynb #34000994
 def _colour(image: Image.Image) -> Image.Image:
     "Turn any colour mode into RGB, or RGBA where something is transparent."
     if image.mode == "F": raise ValueError("floating-point pixels; which value is white is not known")
@@ -120,7 +120,7 @@ def _colour(image: Image.Image) -> Image.Image:
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
-# %% ../nbs/01_data.ipynb #13062a6a
+# %% ../nbs/01_data.ipynb #b74cd908
 UNREADABLE = (
     OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, MemoryError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -137,7 +137,7 @@ def _read_face(path: Path) -> tuple[bytes, str, bool]:
         retry = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None  # the machine's fault, not the file's
         return b"", getattr(error, "strerror", None) or str(error) or type(error).__name__, retry
 
-# %% ../nbs/01_data.ipynb #44b8689f
+# %% ../nbs/01_data.ipynb #8b6764f1
 def _person_folders(folder: Path) -> list[str]:
     "List the folders of the people by name; refuse two that differ in case only."
     wanted = "expected a folder of images for each person, as in Ann_Lee/1.jpg"
@@ -153,7 +153,7 @@ def _person_folders(folder: Path) -> list[str]:
         if other != name: raise ValueError(f"{folder}: {other} and {name} differ in upper and lower case only; rename one")
     return names
 
-# %% ../nbs/01_data.ipynb #db0328d2
+# %% ../nbs/01_data.ipynb #ed4c131d
 def _find_images(folder: Path, names: list[str]) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
     "Find what may be an image of these people: ({file: [size, time of change]}, [(what is none, reason)])."
     found, skipped = {}, []
@@ -167,7 +167,7 @@ def _find_images(folder: Path, names: list[str]) -> tuple[dict[str, list[int]], 
         elif not path.is_dir(): skipped.append((file, "not in the folder of a person"))
     return found, skipped
 
-# %% ../nbs/01_data.ipynb #de144e78
+# %% ../nbs/01_data.ipynb #7fd94d5f
 RECIPE = 1  # rises when `_decode` gives other pixels; older caches then no longer count
 
 
@@ -185,7 +185,7 @@ def _read_images(folder: Path, found: dict[str, list[int]]) -> tuple[Tensor, dic
     if shape[0] == 0: return torch.empty(shape, dtype=torch.uint8), reasons  # nothing cannot be mapped
     return torch.from_numpy(np.memmap(cache / "images.bin", np.uint8, "c", shape=shape)), reasons
 
-# %% ../nbs/01_data.ipynb #4714c098
+# %% ../nbs/01_data.ipynb #5bc010ee
 def _open_cache(cache: Path, found: dict[str, list[int]]) -> dict[str, str] | None:
     "Give the reasons that the cache notes, or None where it is missing, damaged or of other files."
     try:
@@ -198,7 +198,7 @@ def _open_cache(cache: Path, found: dict[str, list[int]]) -> dict[str, str] | No
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
-# %% ../nbs/01_data.ipynb #acf1cf8e
+# %% ../nbs/01_data.ipynb #c251ab49
 def _fill_cache(cache: Path, folder: Path, found: dict[str, list[int]]) -> dict[str, str]:
     "Decode all files into the cache and give the reason for each that could not be read."
     reasons, lasting, checksum, files = {}, dict(found), 0, list(found)
@@ -218,7 +218,7 @@ def _fill_cache(cache: Path, folder: Path, found: dict[str, list[int]]) -> dict[
     with atomic_path(cache / "manifest.json") as temporary: temporary.write_text(json.dumps(manifest))
     return reasons
 
-# %% ../nbs/01_data.ipynb #69d9353b
+# %% ../nbs/01_data.ipynb #d5d51902
 def _read_groups(path: Path, known: Iterable[str]) -> dict[str, str]:
     "Read `faces.csv`: the group of each file."
     known, groups = set(known), {}
@@ -236,11 +236,11 @@ def _read_groups(path: Path, known: Iterable[str]) -> dict[str, str]:
             raise ValueError(f"{path}: not a table in UTF-8 ({error})") from error
     return groups
 
-# %% ../nbs/01_data.ipynb #1a413392
+# %% ../nbs/01_data.ipynb #8804447e
 def load_faces(
     source: str | os.PathLike = "synthetic",  # or a folder FOLDER/PERSON/IMAGE; a relative one starts at the project's folder
-    people: int = 24,  # drawn people
-    images_per_person: int = 60,  # drawn images of each
+    people: int = 40,  # drawn people
+    images_per_person: int = 36,  # drawn images of each
     seed: int = 0,  # of the drawing
     device: str = "cpu",  # that draws; the faces come back to the CPU
     min_images: int = 3,  # a person with fewer is left out
@@ -258,7 +258,7 @@ def load_faces(
     names = [faces.names[i] for i in enough.nonzero()[:, 0]]
     return replace(kept, labels=(enough.cumsum(0) - 1)[kept.labels], names=names, skipped=skipped)
 
-# %% ../nbs/01_data.ipynb #da6b4da7
+# %% ../nbs/01_data.ipynb #ae038de7
 def _draw(people: int, images_per_person: int, seed: int, device: str) -> Faces:
     "Draw faces."
     drawing = draw_faces(make_people(people, seed=seed), images=images_per_person, seed=seed, device=device)
@@ -266,7 +266,7 @@ def _draw(people: int, images_per_person: int, seed: int, device: str) -> Faces:
     files = [f"{name}/{image:04d}" for name in names for image in range(images_per_person)]
     return Faces(drawing.images.cpu(), drawing.people.cpu(), names, torch.arange(len(files)), files, parts=drawing.parts.cpu())
 
-# %% ../nbs/01_data.ipynb #e6a5c02f
+# %% ../nbs/01_data.ipynb #2bd55aaa
 def _read_folder(folder: Path) -> Faces:
     "Read all images of a folder of people."
     names = _person_folders(folder)
@@ -288,7 +288,7 @@ def _number(keys: list, order: list) -> Tensor:
     places = {key: place for place, key in enumerate(dict.fromkeys(order))}
     return torch.tensor([places[key] for key in keys], dtype=torch.long)
 
-# %% ../nbs/01_data.ipynb #935081a1
+# %% ../nbs/01_data.ipynb #c86f3fc1
 def split_sizes(
     images: int,  # of one person
 ) -> tuple[int, int, int]:  # how many of them go to (train, val, test)
@@ -297,7 +297,7 @@ def split_sizes(
     test = -(-(images - val) // 9)
     return images - val - test, val, test
 
-# %% ../nbs/01_data.ipynb #873bfcd3
+# %% ../nbs/01_data.ipynb #bae72246
 def split_faces(
     faces: Faces,
     seed: int = 0,  # of the lot; how one person is split does not depend on who else is there
@@ -314,7 +314,7 @@ def split_faces(
     train, val, test = (faces[torch.from_numpy(sides == side)] for side in ("train", "val", "test"))
     return train, val, test
 
-# %% ../nbs/01_data.ipynb #57306be4
+# %% ../nbs/01_data.ipynb #563e6a23
 def _choose_groups(groups: list[int], rng: random.Random) -> dict[str, list[int]]:
     "Draw the groups of one person that go to test and val; the others are for training."
     _, val, test = split_sizes(len(groups))
@@ -336,7 +336,7 @@ def _fill(room: int, left: dict[int, int]) -> list[int]:
         del left[taken[0]]
     return taken
 
-# %% ../nbs/01_data.ipynb #91629adc
+# %% ../nbs/01_data.ipynb #6652365d
 def _write_split(faces: Faces, sides: Iterable[str], path: Path) -> None:
     "Write which image is on which side."
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:

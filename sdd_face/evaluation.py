@@ -6,11 +6,9 @@
 __all__ = ['FIXED_OFFSET', 'SCHEMES', 'PAPER', 'METRICS', 'top_mask', 'random_masks', 'filling', 'Evaluation', 'evaluate',
            'bootstrap', 'table_rows', 'table_markdown', 'write_table', 'plot_masking']
 
-# %% ../nbs/06_evaluation.ipynb #d70212cd
-import csv
+# %% ../nbs/06_evaluation.ipynb #7bf3c187
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -19,12 +17,12 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
 from .data import Faces
-from .files import atomic_path, project_path
+from .files import atomic_path, project_path, write_rows
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 from .sdd import explain_features
 
-# %% ../nbs/06_evaluation.ipynb #deeea092
+# %% ../nbs/06_evaluation.ipynb #81831893
 def top_mask(
     heat: Tensor,  # (B, h, w): higher is more important
     cut: float = 0.2,  # the share, 0 to 1
@@ -52,7 +50,7 @@ def _resize(heat: Tensor, size: tuple[int, int]) -> Tensor:
     if heat.shape[1:] == size: return heat
     return torch.nn.functional.interpolate(heat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/06_evaluation.ipynb #4a5997fd
+# %% ../nbs/06_evaluation.ipynb #511d2df2
 FIXED_OFFSET = (-10, 67)  # rows and columns; one offset for all images, as in later published code of the paper's first author
 
 
@@ -76,13 +74,13 @@ def random_masks(
     noise = torch.rand(count, draws, *size, generator=generator).to(mask.device).transpose(0, 1)
     return torch.stack([_same_size(_resize(heat, (height, width)), mask) for heat in noise])
 
-
+# %% ../nbs/06_evaluation.ipynb #241c3831
 def _same_size(heat: Tensor, mask: Tensor) -> Tensor:
     "Mark as many of the highest places of each map as its mask has."
     rank = heat.flatten(1).argsort(1, descending=True).argsort(1).view_as(heat)
     return rank < mask.sum((1, 2), keepdim=True)
 
-# %% ../nbs/06_evaluation.ipynb #af968dc2
+# %% ../nbs/06_evaluation.ipynb #20a99d79
 def filling(
     model: FaceRecognizer,
     images: Tensor,  # (B, 3, H, W), uint8 RGB
@@ -95,7 +93,7 @@ def filling(
     if fill == "blur": return gaussian_blur(model.preprocess(images), [61, 61], [10.0, 10.0])
     raise ValueError(f"fill is {fill!r}; expected 'black', 'grey' or 'blur'")
 
-# %% ../nbs/06_evaluation.ipynb #cb5f9e7a
+# %% ../nbs/06_evaluation.ipynb #862c65fe
 SCHEMES = ("deletion", "retention")
 
 
@@ -122,7 +120,7 @@ class Evaluation:
         before = self.predicted if of == "prediction" else self.labels
         return (self.masked_prediction[scheme, name] != before[:, None]).float().mean(1)
 
-
+# %% ../nbs/06_evaluation.ipynb #1e0397b3
 @torch.inference_mode()
 def evaluate(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -156,7 +154,7 @@ def evaluate(
     return Evaluation(faces.labels, torch.cat(predicted), torch.cat(confidence), {key: torch.cat([part[key] for part in after]) for key in keys},
                       {key: torch.cat([part[key] for part in said]) for key in keys}, settings)
 
-
+# %% ../nbs/06_evaluation.ipynb #6fa3605b
 def _sdd_mask(model: FaceRecognizer, features: Tensor, logits: Tensor, cut: float, rule: str, options: dict) -> Tensor:
     "Choose the top pixels of the SDD maps; the divergence has their order without the underflow of the exponential."
     result = explain_features(model, features, logits, **options | ({"size": None} if rule == "dilated" else {})).sdd
@@ -176,7 +174,7 @@ def _outcomes(model: FaceRecognizer, x: Tensor, logits: Tensor, masks: dict[str,
             said[scheme, name] = outputs.argmax(2).cpu()
     return confidence.cpu(), predicted.cpu(), after, said
 
-# %% ../nbs/06_evaluation.ipynb #82f6a6ae
+# %% ../nbs/06_evaluation.ipynb #36e35b16
 def bootstrap(
     values: Tensor,  # (M, N): M quantities of N faces
     people: Tensor,  # (N,): whose face it is
@@ -197,7 +195,7 @@ def bootstrap(
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.cat([mean, means.quantile(tails, dim=0).T], 1)
 
-# %% ../nbs/06_evaluation.ipynb #6f798b65
+# %% ../nbs/06_evaluation.ipynb #9b1b093d
 PAPER = {  # percent: (SDD, random), tables 1 and 2
     ("deletion", "confidence_drop"): (62.33, 42.50), ("deletion", "prediction_change"): (51.36, 29.73),
     ("retention", "confidence_drop"): (69.43, 82.21), ("retention", "prediction_change"): (57.68, 79.93),
@@ -219,7 +217,7 @@ def table_rows(
             rows.append({"metric": metric, "map": name} | dict(zip(("value", "ci_low", "ci_high"), interval)) | {"paper": round(published, 2)})
     return rows
 
-
+# %% ../nbs/06_evaluation.ipynb #01421a82
 def table_markdown(
     result: Evaluation,
     scheme: str,  # "deletion" or "retention"
@@ -241,7 +239,7 @@ def _caption(result: Evaluation) -> str:
     interval = f"95 % intervals from a paired bootstrap over {people} people" if people > 1 else "one person only: no intervals"
     return f"{len(result.labels)} test faces of {people} people; {interval}. Options: {settings}."
 
-
+# %% ../nbs/06_evaluation.ipynb #1581d16f
 def _beside(result: Evaluation, scheme: str) -> str:
     "Report the other readings: relative drop, and only the faces that were recognised."
     right = result.predicted == result.labels
@@ -258,14 +256,10 @@ def write_table(
     path: str | os.PathLike,  # without ending: ".../table1"; .csv and .md are written
 ) -> None:
     "Write the rows of SDD and random as .csv, and what a reader sees as .md."
-    rows = [row for row in table_rows(result, scheme) if row["map"] != "difference"]
-    with atomic_path(project_path(f"{path}.csv")) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)
+    write_rows([row for row in table_rows(result, scheme) if row["map"] != "difference"], project_path(f"{path}.csv"))
     with atomic_path(project_path(f"{path}.md")) as temporary: temporary.write_text(table_markdown(result, scheme))
 
-# %% ../nbs/06_evaluation.ipynb #d9ed16b8
+# %% ../nbs/06_evaluation.ipynb #6b87071f
 def plot_masking(
     model: FaceRecognizer,
     image: Tensor,  # (3, H, W), uint8 RGB

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .files import atomic_path
 
-# %% ../nbs/02_model.ipynb #aa7e2987
+# %% ../nbs/02_model.ipynb #b689f819
 class IRBlock(nn.Module):
     "A residual block of IR-ResNet: BatchNorm, 3x3 convolution, BatchNorm, PReLU, 3x3 convolution with stride, BatchNorm."
 
@@ -37,7 +37,7 @@ class IRBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return self.shortcut_layer(x) + self.res_layer(x)
 
-# %% ../nbs/02_model.ipynb #0839e5f1
+# %% ../nbs/02_model.ipynb #86558e6f
 class EmbeddingNetwork(nn.Module):
     "A face network: `features` (B, K, 7, 7), then `output_layer`, then unit length."
 
@@ -64,7 +64,7 @@ class IRResNet(EmbeddingNetwork):
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(self.channels), nn.Dropout(0.4), nn.Flatten(), nn.Linear(self.channels * 49, embedding), nn.BatchNorm1d(embedding, affine=False))
 
-# %% ../nbs/02_model.ipynb #3de78891
+# %% ../nbs/02_model.ipynb #4b512e9f
 def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1, active: bool = True) -> nn.Module:
     "A convolution, its batch norm (MXNet's default epsilon) and perhaps a PReLU."
     layers = {"conv2d": nn.Conv2d(channels_in, channels, kernel, stride, padding, groups=groups, bias=False), "batchnorm": nn.BatchNorm2d(channels, eps=1e-3)}
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
         y = self.conv_proj(self.conv_dw(self.conv_sep(x)))
         return x + y if self.residual else y
 
-
+# %% ../nbs/02_model.ipynb #c7ace454
 class MobileFaceNet(EmbeddingNetwork):
     "MobileFaceNet in the layout of InsightFace's y1 weights: 512 x 7 x 7 features, 128 numbers of embedding."
     channels = 512
@@ -108,7 +108,7 @@ def _named(**layers: nn.Module) -> nn.Sequential:
     for name, layer in layers.items(): sequence.add_module(name, layer)
     return sequence
 
-# %% ../nbs/02_model.ipynb #1e4aead2
+# %% ../nbs/02_model.ipynb #eafb5e5d
 ARCHITECTURES = {
     "ir_18": lambda: IRResNet((2, 2, 2, 2)),
     "ir_34": lambda: IRResNet((3, 4, 6, 3)),
@@ -126,7 +126,7 @@ def embedding_network(
     if arch not in ARCHITECTURES: raise ValueError(f"unknown network {arch!r}; expected one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[arch]()
 
-# %% ../nbs/02_model.ipynb #14d6da86
+# %% ../nbs/02_model.ipynb #93bcec55
 class PoolHead(nn.Module):
     "Global average pooling and one linear layer (paper, section 3.1): logits from feature maps."
 
@@ -143,7 +143,7 @@ class PoolHead(nn.Module):
         "Give what the head multiplies the feature maps with, at every position alike, for some classes."
         return self.linear.weight[classes], self.linear.bias[classes]
 
-# %% ../nbs/02_model.ipynb #0c2efb3e
+# %% ../nbs/02_model.ipynb #eba08834
 class FaceRecognizer(nn.Module):
     "A face network with a head for named people. `record` says how it wants its pixels."
 
@@ -185,7 +185,7 @@ class FaceRecognizer(nn.Module):
         r = self.record
         return f"FaceRecognizer({r['arch']}, {len(self.names)} people, {r['color'].upper()} pixels, (x - {r['mean']}) / {r['std']}, on {self.device})"
 
-
+# %% ../nbs/02_model.ipynb #adfe47d2
 def _checked(images: Tensor) -> Tensor:
     "Return the images if they are what `preprocess` takes."
     if images.ndim != 4 or images.shape[1:] != (3, 112, 112): raise ValueError(f"images have the shape {tuple(images.shape)}; expected (B, 3, 112, 112), RGB")
@@ -196,7 +196,7 @@ def _checked(images: Tensor) -> Tensor:
     if images.min() < 0 or images.max() > 1: raise ValueError(f"float images reach from {images.min():.3g} to {images.max():.3g}; expected [0, 1], or uint8")
     return images
 
-# %% ../nbs/02_model.ipynb #f6797dfa
+# %% ../nbs/02_model.ipynb #1571cfa9
 def save_recognizer(
     model: FaceRecognizer,
     path: str | os.PathLike,  # ".../model.safetensors"
@@ -218,7 +218,7 @@ def read_record(
     if "sdd_face" not in metadata: raise ValueError(f"{path}: safetensors without a record of sdd_face")
     return json.loads(metadata["sdd_face"])
 
-# %% ../nbs/02_model.ipynb #a69c0f95
+# %% ../nbs/02_model.ipynb #61e6c835
 class _reading:
     "Turn what goes wrong while a weights file is read into one clear ValueError."
 
@@ -234,7 +234,7 @@ class _reading:
         if isinstance(error, (SafetensorError, BadZipFile, UnpicklingError, EOFError, RuntimeError, ValueError, OSError)):
             raise ValueError(f"{self.path}: damaged, cut short or not a weights file ({str(error).splitlines()[0][:80] if str(error) else kind.__name__})") from error
 
-
+# %% ../nbs/02_model.ipynb #4add2ede
 def read_weights(
     path: str | os.PathLike,  # .safetensors, .npz (MobileFaceNet y1), or a PyTorch checkpoint
 ) -> tuple[dict[str, Tensor], dict]:  # tensors by name, and what the file tells of its pixels
@@ -252,7 +252,7 @@ def read_weights(
         return {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}, {"color": "bgr"}
     return tensors, {}
 
-# %% ../nbs/02_model.ipynb #33e64e0e
+# %% ../nbs/02_model.ipynb #a2909299
 def _from_mxnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Rename the arrays of MobileFaceNet y1 to the names of `MobileFaceNet`."
     words = {"running_mean": "moving_mean", "running_var": "moving_var"}
@@ -269,7 +269,7 @@ def _from_mxnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             elif old in bare: renamed[f"{path}.{name}"] = bare[old]
     return renamed
 
-
+# %% ../nbs/02_model.ipynb #7ffba2e6
 def _load_backbone(network: EmbeddingNetwork, tensors: dict[str, Tensor], path: str | os.PathLike, arch: str) -> None:
     "Load tensors that fit in name and shape, every one of them; else a ValueError that says what does not."
     wanted = {name: value.shape for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -281,7 +281,7 @@ def _load_backbone(network: EmbeddingNetwork, tensors: dict[str, Tensor], path: 
         raise ValueError(f"{path}: not the weights of {arch}: {'; '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}")
     network.load_state_dict(tensors, strict=False)
 
-# %% ../nbs/02_model.ipynb #6e118451
+# %% ../nbs/02_model.ipynb #ef8a61f3
 def load_recognizer(
     path: str | os.PathLike = "packaged",  # a weights file, or "packaged": the ir_tiny that travels with sdd_face
     classes: list[str] | None = None,  # names of new people: a new, untrained head; None: the people of the file
@@ -305,7 +305,7 @@ def load_recognizer(
     if classes is None: model.head.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
     return model.eval()
 
-
+# %% ../nbs/02_model.ipynb #44a77ebb
 def _agree(path: str | os.PathLike, what: str, told: str | None, asked: str) -> str:
     "Choose between what a file tells and what the user says; ValueError if they differ or both are silent."
     if told and asked and told != asked: raise ValueError(f"{path}: {what} is {told!r}, but {asked!r} was asked for")

@@ -36,6 +36,7 @@ def show_images(
     columns: int = 8,  # images in a row
     size: float = 1.4,  # width of an image in inches
     signed: bool = False,  # maps have a sign: zero is white, red is positive, blue is negative
+    bound: float | None = None,  # the value that a signed map shows in full colour; None: each map's largest
 ) -> Figure:
     "Draw images in rows, without axes, titles above."
     rows = -(-len(images) // columns)
@@ -44,16 +45,16 @@ def show_images(
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(columns * size, rows * (size + 0.16 * lines)), layout="constrained")
     for axis in axes.flat: axis.axis("off")
     for axis, image in zip(axes.flat, images):
-        if image is not None: _draw(axis, image.detach().cpu(), signed)
+        if image is not None: _draw(axis, image.detach().cpu(), signed, bound)
     for axis, title in zip(axes.flat, titles): axis.set_title(title, fontsize=8)
     return figure
 
 
-def _draw(axis, image: Tensor, signed: bool) -> None:
+def _draw(axis, image: Tensor, signed: bool, bound: float | None) -> None:
     "Draw one image, or one map in the colours that suit it."
     if image.ndim == 3: axis.imshow(image.permute(1, 2, 0).numpy())
     elif signed:
-        bound = max(float(image.abs().max()), torch.finfo(torch.float32).tiny)
+        bound = bound or max(float(image.abs().max()), torch.finfo(torch.float32).tiny)
         axis.imshow(image.float().numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound)
     else: axis.imshow(image.float().numpy(), cmap="viridis")
 

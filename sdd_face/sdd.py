@@ -16,7 +16,7 @@ from .cam import class_activation_maps
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 
-# %% ../nbs/05_sdd.ipynb #2e075103
+# %% ../nbs/05_sdd.ipynb #aa9ac422
 @dataclass
 class SDD:
     "Scaled directed divergence of a batch of CAMs."
@@ -25,7 +25,7 @@ class SDD:
     scale: Tensor  # (B,): F
     alpha: Tensor  # (B,)
 
-# %% ../nbs/05_sdd.ipynb #1f402a0c
+# %% ../nbs/05_sdd.ipynb #2b1c797d
 def scaling_factor(
     cams: Tensor,  # (B, S, h, w)
     target: Tensor,  # (B,): which of the S maps
@@ -36,7 +36,7 @@ def scaling_factor(
     strength = cams.abs().mean((2, 3))
     own = strength.gather(1, target[:, None])[:, 0]
     others = (strength.sum(1) - own) / max(count - 1, 1)
-    least = float(count) if minimum == "classes" else float(minimum)
+    least = float(count) if minimum == "classes" else _number("minimum_scale", minimum, "'classes'")
     raw = torch.where(own > 0, count * others / own, torch.where(others > 0, 50.0, least))
     return raw.clamp(max=50.0).clamp(min=least)  # of more than 50 maps the minimum wins
 
@@ -46,9 +46,15 @@ def _alpha(how: str | float, divergence: Tensor, unit: Tensor) -> Tensor:
     deviation = divergence.flatten(1).std(1, correction=0) * unit
     if how == "divergence": return 0.2 + 0.2 * deviation / (deviation + 1)
     if how == "fixed_point": return _fixed_point(divergence, unit)
-    return torch.full_like(unit, float(how))
+    return torch.full_like(unit, _number("alpha", how, "'divergence', 'fixed_point'"))
 
 
+def _number(option: str, value: str | float, words: str) -> float:
+    "Read an option that may be a number, also one that was written as text."
+    try: return float(value)
+    except ValueError: raise ValueError(f"{option} is {value!r}; expected {words} or a number") from None
+
+# %% ../nbs/05_sdd.ipynb #ad53315f
 def _fixed_point(divergence: Tensor, unit: Tensor, rounds: int = 50) -> Tensor:
     "Find alpha = 0.2 + 0.2 s / (s + 1), s the deviation of exp(alpha D), by iteration; s is kept as a logarithm."
     alpha, peak = torch.full_like(unit, 0.3), divergence.amax((1, 2))
@@ -57,7 +63,7 @@ def _fixed_point(divergence: Tensor, unit: Tensor, rounds: int = 50) -> Tensor:
         alpha = 0.2 + 0.2 * torch.sigmoid(alpha * unit * peak + shape.log())
     return alpha
 
-# %% ../nbs/05_sdd.ipynb #ed97a308
+# %% ../nbs/05_sdd.ipynb #e92a976b
 def sdd(
     cams: Tensor,  # (B, S, h, w), one map for each class, any finite values
     target: int | Tensor = 0,  # which of the S maps is explained; one for all, or (B,)
@@ -85,7 +91,7 @@ def sdd(
     if order == "map": heat, divergence = (_resize(each[:, None], size)[:, 0] for each in (heat, divergence))
     return SDD(heat, divergence, scale, chosen)
 
-
+# %% ../nbs/05_sdd.ipynb #b90cb8a3
 def _checked(cams: Tensor, target: int | Tensor) -> tuple[Tensor, Tensor]:
     "Return the CAMs in float32 or float64 and the targets as (B,)."
     if cams.ndim != 4 or not cams.is_floating_point() or 0 in cams.shape: raise ValueError(f"cams are {tuple(cams.shape)} of {cams.dtype}; expected (B, S, h, w), floating point, none of them 0")
@@ -110,7 +116,7 @@ def _resize(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None: return maps
     return torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
-# %% ../nbs/05_sdd.ipynb #aac77c01
+# %% ../nbs/05_sdd.ipynb #e84a6bc3
 @dataclass
 class Explanation:
     "Why a recogniser says what it says about a batch of faces; the target comes first among the classes."
@@ -119,7 +125,7 @@ class Explanation:
     cams: Tensor  # (B, S, h, w), signed; mean + bias = logit
     sdd: SDD  # of the first class against the others
 
-
+# %% ../nbs/05_sdd.ipynb #ef6eb8c3
 @torch.no_grad()
 def explain(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -145,7 +151,7 @@ def _joined(parts: list, device: torch.device):
     if isinstance(parts[0], Tensor): return torch.cat([part.to(device) for part in parts])
     return type(parts[0])(*(_joined([getattr(part, name) for part in parts], device) for name in vars(parts[0])))
 
-
+# %% ../nbs/05_sdd.ipynb #b18d37a4
 def explain_features(model: FaceRecognizer, features: Tensor, logits: Tensor, top_k: int = 5, target: int | Tensor | None = None, **options) -> Explanation:
     "Explain faces whose features (B, K, h, w) and logits (B, C) are at hand; see `explain`."
     logits = logits.float()
@@ -164,7 +170,7 @@ def _ranked(logits: Tensor, target: int | Tensor | None) -> Tensor:
     if len(unknown): raise ValueError(f"target is {unknown[0]}; the model knows the classes 0 to {logits.shape[1] - 1}")
     return logits.scatter(1, index[:, None], torch.inf).argsort(1, descending=True)
 
-# %% ../nbs/05_sdd.ipynb #54e5803a
+# %% ../nbs/05_sdd.ipynb #c3a35599
 def highlighted(
     maps: Tensor,  # (..., h, w)
     size: tuple[int, int] = (112, 112),  # of the image that the map is laid over
@@ -174,21 +180,24 @@ def highlighted(
     low, high = flat.amin((2, 3), keepdim=True), flat.amax((2, 3), keepdim=True)
     return ((flat - low) >= 0.5 * (high - low)).float().mean((1, 2, 3)).view(maps.shape[:-2])
 
-
+# %% ../nbs/05_sdd.ipynb #6c1d182e
 def plot_explanation(
     explanation: Explanation,
     images: Tensor,  # (B, 3, H, W), uint8 RGB: the explained faces
     names: list[str],  # of all classes
-    samples: dict[int, Tensor] | None = None,  # class -> a sample image (3, H, W), uint8 RGB, drawn above its CAM
+    samples: Tensor | dict[int, Tensor] | None = None,  # of each class a sample image (3, H, W), uint8 RGB, drawn above its CAM
     index: int = 0,  # which of the faces
 ) -> Figure:
     "Draw one explanation as the paper's figures 3 and 4: samples of the classes, their CAMs, then SDD."
     image, classes = images[index], explanation.classes[index].tolist()
     cams, final = explanation.cams[index], explanation.sdd.map[index]
     shares = highlighted(cams, image.shape[-2:]).tolist() + highlighted(final).view(1).tolist()
-    labels = [f"CAM {names[c]}\n{p:.2%}" for c, p in zip(classes, explanation.probabilities[index].tolist())] + [f"SDD {names[classes[0]]}\n"]
+    labels = [f"CAM {names[c]}\n{p:.2%}" for c, p in zip(classes, explanation.probabilities[index].tolist())] + [f"SDD {names[classes[0]]}\nline: top 20 %"]
     below = [overlay(image, heat) for heat in (*cams, final)]
-    above = [samples.get(c) for c in classes] + [image] if samples else []
-    titles = [names[c] for c in classes] + ["test face"] if samples else []
-    titles = titles + [f"{label}\n{share:.0%} of the face" for label, share in zip(labels, shares)]
-    return show_images(above + below, titles, columns=len(classes) + 1)
+    above = [] if samples is None else [samples[c] for c in classes] + [image]
+    titles = [names[c] for c in classes] + ["test face"] if above else []
+    titles = titles + [f"{label}\n{100 * share:.2g} % of the face" for label, share in zip(labels, shares)]
+    figure = show_images(above + below, titles, columns=len(classes) + 1)
+    ranking = explanation.sdd.divergence[index].float().cpu()
+    figure.axes[len(above + below) - 1].contour(ranking, levels=[ranking.quantile(0.8).item()], colors="white", linewidths=0.8)
+    return figure

@@ -41,7 +41,7 @@ def cams_of_kind(kind: str, classes: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_any_finite_cams_give_a_finite_map_and_alpha_keeps_the_order(dtype, kind, classes, scale):
     cams = cams_of_kind(kind, classes, dtype) * scale
-    for options in ({}, {"alpha": "fixed_point"}, {"maps": "relu"}, {"maps": "minmax"}, {"order": "cams"}, {"order": "map"}, {"minimum_scale": 1.0}):
+    for options in ({}, {"alpha": "fixed_point"}, {"maps": "relu"}, {"maps": "minmax"}, {"order": "cams"}, {"order": "map"}, {"minimum_scale": 1.0}, {"alpha": "0.3"}):
         result = sdd(cams, **options)
         for value in (result.map, result.divergence, result.scale, result.alpha): assert value.isfinite().all(), options
         assert result.map.min() >= 0 and result.map.max() <= 1 and result.map.shape == (3, 112, 112)
@@ -120,7 +120,8 @@ def test_batches_do_not_matter_and_the_model_is_left_alone(model, images):
 
 @pytest.mark.parametrize("wrong, message", [
     ({"top_k": 9}, "top_k is 9; the model knows 8 people"), ({"top_k": 0}, "top_k is 0"), ({"target": 8}, "target is 8; the model knows the classes 0 to 7"),
-    ({"target": -1}, "target is -1"), ({"order": "x"}, "order is 'x'"), ({"maps": "x"}, "maps is 'x'")])
+    ({"target": -1}, "target is -1"), ({"order": "x"}, "order is 'x'"), ({"maps": "x"}, "maps is 'x'"),
+    ({"alpha": "x"}, "alpha is 'x'; expected 'divergence', 'fixed_point' or a number"), ({"minimum_scale": "x"}, "minimum_scale is 'x'")])
 def test_what_cannot_be_explained_is_refused(model, images, wrong, message):
     with pytest.raises(ValueError, match=message): explain(model, images, **wrong)
 
