@@ -168,8 +168,8 @@ def finetune(
         while len(training.history) < epochs: run_epoch(training, val, progress)
     return model.eval()
 
-# %% ../nbs/03_finetune.ipynb #325b754d
-QUICK = {"epochs": 4, "learning_rate": 0.001, "step_size": 3, "gamma": 0.1, "batch_size": 64, "layers": "all"}  # of a run that nobody configured
+# %% ../nbs/03_finetune.ipynb #ffc2f65f
+QUICK = {"epochs": 6, "learning_rate": 0.002, "step_size": 4, "gamma": 0.1, "batch_size": 64, "layers": "all"}  # of a run that nobody configured
 
 
 @dataclass

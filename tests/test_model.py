@@ -1,6 +1,8 @@
 """The networks against published layouts and outputs, and what is said of files that do not fit."""
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,18 @@ def test_every_network_gives_seven_by_seven_features(arch):
         network = embedding_network(arch).eval()
         x = torch.empty(1, 3, 112, 112)
         assert network.features(x).shape == (1, network.channels, 7, 7)
+
+
+def test_odd_batches_of_few_channels_do_not_corrupt_memory():
+    """A strided 1x1 convolution of 8 channels crashes oneDNN 3.x in the backward pass of odd batches; ours must not be one."""
+    code = """
+import torch
+from sdd_face.model import IRBlock
+block = IRBlock(8, 32, stride=2).to(memory_format=torch.channels_last)
+for count in (1, 3, 5):
+    for _ in range(20): block(torch.randn(count, 8, 56, 56).contiguous(memory_format=torch.channels_last)).sum().backward()
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @needs_real_faces

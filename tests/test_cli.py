@@ -1,0 +1,132 @@
+"""The command `sdd-face` itself, and `sdd-face explain`."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdd_face import __version__, cli, sdd
+from sdd_face.model import load_recognizer, save_recognizer
+from sdd_face.synthetic import draw_faces, make_people
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Run the command in this process."""
+    try: status = cli.main(arguments)
+    except SystemExit as exit: status = exit.code
+    return status, *capsys.readouterr()
+
+
+def assert_refused(result: tuple[int, str, str], reason: str) -> None:
+    """Check for one line on stderr and status 2."""
+    status, out, err = result
+    assert (status, out) == (2, "") and err.count("\n") == 1 and reason in err, err
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def face(folder: Path) -> Path:
+    """Save one drawn face upright, and lying on its side with a note in its EXIF data that says so."""
+    pixels = draw_faces(make_people(1, seed=1000), images=1, seed=5).images[0].permute(1, 2, 0).numpy()
+    upright = Image.fromarray(pixels)
+    upright.save(folder / "face.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it to the right to see it upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "lying.png", exif=exif)
+    return folder / "face.png"
+
+
+# The command
+
+def test_help_tells_about_both_commands(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0 and "reproduce" in out and "explain" in out
+    for command in ("reproduce", "explain"): assert run(capsys, command, "--help")[0] == 0
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"sdd-face {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", ["", "draw", "reproduce --fast", "reproduce -p seed", "explain --top five", "explain a b"])
+def test_what_is_no_command_is_refused(capsys, arguments: str):
+    assert_refused(run(capsys, *arguments.split()), "--help)")
+
+
+def test_help_is_there_at_once():
+    code = "import sys; from sdd_face.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for slow in ("torch", "numpy", "matplotlib", "papermill", "nbformat"): assert f"'{slow}'" not in out
+
+
+# explain
+
+def test_explains_a_drawn_face_without_anything(capsys, folder: Path):
+    status, out, err = run(capsys, "explain")
+    assert (status, err) == (0, "") and re.fullmatch(r"explanation.png: person_\d+, [\d.]+%\n", out)
+    with Image.open(folder / "explanation.png") as picture: assert picture.width > 3 * picture.height / 2
+
+
+def test_explains_an_image_upright(capsys, face: Path):
+    status, out, err = run(capsys, "explain", "face.png", "--top", "3", "--out", "deep/why.png")
+    assert (status, err) == (0, "") and out.startswith("deep/why.png: person_")
+    assert run(capsys, "explain", "lying.png", "--top", "3", "--out", "deep/again.png")[1].split()[1:] == out.split()[1:]
+    assert Path("deep/again.png").read_bytes() == Path("deep/why.png").read_bytes()
+
+
+@pytest.fixture
+def kept_run(folder: Path) -> Path:
+    """Keep a network for three people, and a picture of each, as a run does."""
+    file = folder / "runs/mine/model.safetensors"
+    file.parent.mkdir(parents=True)
+    np.save(file.parent / "samples.npy", draw_faces(make_people(3), images=1, seed=0).images.numpy())
+    save_recognizer(load_recognizer("packaged", ["Ada", "Bo", "Cy"]), file)
+    return file
+
+
+def test_explains_with_a_run_or_a_file(capsys, face: Path, kept_run: Path):
+    for model in ("mine", str(kept_run)):
+        status, out, _ = run(capsys, "explain", "face.png", "--model", model, "--top", "3")
+        assert status == 0 and out.split()[1] in ("Ada,", "Bo,", "Cy,")
+
+
+def test_a_run_shows_its_own_people(capsys, kept_run: Path, monkeypatch):
+    shown = {}
+    plot = sdd.plot_explanation
+    monkeypatch.setattr(sdd, "plot_explanation", lambda e, images, names, samples: shown.update(samples) or plot(e, images, names, samples))
+    assert run(capsys, "explain", "--model", "mine", "--top", "3")[0] == 0
+    pictures = np.load(kept_run.parent / "samples.npy")
+    assert sorted(shown) == [0, 1, 2] and all(np.array_equal(sample, pictures[label]) for label, sample in shown.items())
+
+
+def test_a_file_alone_has_no_samples(capsys, face: Path, kept_run: Path):
+    run(capsys, "explain", "face.png", "--model", "mine", "--top", "3", "--out", "with.png")
+    kept_run.rename("lonely.safetensors")
+    assert run(capsys, "explain", "face.png", "--model", "lonely.safetensors", "--top", "3", "--out", "without.png")[0] == 0
+    with Image.open("with.png") as rich, Image.open("without.png") as plain: assert rich.height > 1.5 * plain.height
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ("nobody.jpg", "nobody.jpg"),
+    ("note.jpg", "note.jpg"),
+    (".", "."),
+    ("--model nowhere", "model: nowhere is neither a file nor a run"),
+    ("--model note.jpg", "note.jpg"),
+    ("--top 1000", "top_k is 1000; the model knows"),
+    ("--top 0", "top_k is 0"),
+    ("--out picture.docx", "docx"),
+    ("--out note.jpg/why.png", "note.jpg"),
+])
+def test_refused(capsys, folder: Path, arguments: str, reason: str):
+    (folder / "note.jpg").write_text("a letter")
+    assert_refused(run(capsys, "explain", *arguments.split()), reason)
+    assert [path.name for path in folder.iterdir()] == ["note.jpg"]
