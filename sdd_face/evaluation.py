@@ -259,7 +259,7 @@ def write_table(
     write_rows([row for row in table_rows(result, scheme) if row["map"] != "difference"], project_path(f"{path}.csv"))
     with atomic_path(project_path(f"{path}.md")) as temporary: temporary.write_text(table_markdown(result, scheme))
 
-# %% ../nbs/06_evaluation.ipynb #6b87071f
+# %% ../nbs/06_evaluation.ipynb #c543e0ad
 def plot_masking(
     model: FaceRecognizer,
     image: Tensor,  # (3, H, W), uint8 RGB

@@ -20,7 +20,7 @@ from sdd_face.synthetic import draw_faces, make_people
 def drawn(): return draw_faces(make_people(64, seed=0), images=1, seed=0)
 
 
-@pytest.fixture(scope="module", params=["ir_tiny", "mobilefacenet", "ir_18"])
+@pytest.fixture(scope="module", params=["ir_tiny", "mobilefacenet"])
 def model(request) -> FaceRecognizer: return FaceRecognizer(request.param, [f"p{i}" for i in range(64)]).eval()
 
 
