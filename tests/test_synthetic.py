@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from sdd_face.synthetic import PARTS, PALETTES, TRAITS, draw_faces, make_people, twin
+from sdd_face.paint import PALETTES, PARTS
+from sdd_face.synthetic import TRAITS, draw_faces, make_people, twin
 
 TWINNED = [part for part in TRAITS if part]
 
