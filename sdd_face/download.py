@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['REDIRECTS', 'ATTEMPTS', 'PAUSE', 'PATIENCE', 'FORMATS', 'ENDINGS', 'is_public', 'PublicResolver', 'download']
 
-# %% ../nbs/download.ipynb #a3320706
+# %% ../nbs/download.ipynb #35cbd2de
 import asyncio
 import csv
 import io
+import math
 import os
 import socket
 import warnings
@@ -79,7 +80,7 @@ def _parse(url: str | URL, private: bool) -> URL:
         raise _Ends("refused", f"{host} is this machine, in the local network or reserved")
     return parsed
 
-# %% ../nbs/download.ipynb #ca381e1c
+# %% ../nbs/download.ipynb #c88fed82
 REDIRECTS = 5
 ATTEMPTS, PAUSE = 3, 2.0  # seconds, at most, before the second attempt; twice as many before the third
 PATIENCE = 5  # a photograph may take so many times the seconds that a server may be silent
@@ -90,7 +91,7 @@ class _Visitor:
     "Fetch from the web, within limits."
     session: aiohttp.ClientSession
     hosts: dict[str, asyncio.Semaphore]  # how many connections each still allows
-    max_bytes: int
+    max_bytes: float
     private: bool
     online: bool = False  # whether any server has answered yet
 
@@ -221,7 +222,7 @@ def _plan(photos: Iterable[Photo], ledger: _Ledger) -> list[list[Photo]]:
         turns[host] += 1
     return [job for _, job in sorted(waiting, key=lambda one: one[0])]
 
-# %% ../nbs/download.ipynb #9dce137a
+# %% ../nbs/download.ipynb #c3ab6361
 async def _work(jobs: Iterator[list[Photo]], visitor: _Visitor, ledger: _Ledger) -> None:
     "Do one job after the other."
     for job in jobs:
@@ -237,6 +238,7 @@ async def _work(jobs: Iterator[list[Photo]], visitor: _Visitor, ledger: _Ledger)
 
 async def _fetch_all(jobs: list[list[Photo]], ledger: _Ledger, connections: int, per_host: int, timeout: float, max_mb: float, private: bool) -> None:
     "Let several workers share the jobs."
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(connections))  # names are looked up there, some slowly
     resolver = aiohttp.ThreadedResolver() if private else PublicResolver()
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, limit_per_host=per_host, resolver=resolver),
@@ -244,7 +246,7 @@ async def _fetch_all(jobs: list[list[Photo]], ledger: _Ledger, connections: int,
         headers={"User-Agent": f"sdd_face/{sdd_face.__version__} (+https://github.com/sdd-face/sdd_face)", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
-        visitor = _Visitor(session, defaultdict(lambda: asyncio.Semaphore(per_host)), int(max_mb * 1e6), private)
+        visitor = _Visitor(session, defaultdict(lambda: asyncio.Semaphore(per_host)), max_mb * 1e6, private)
         shared = iter(jobs)
         workers = [asyncio.create_task(_work(shared, visitor, ledger)) for _ in range(min(connections, len(jobs)))]
         try: await asyncio.gather(*workers)
@@ -252,7 +254,7 @@ async def _fetch_all(jobs: list[list[Photo]], ledger: _Ledger, connections: int,
             for worker in workers: worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-# %% ../nbs/download.ipynb #6af52c28
+# %% ../nbs/download.ipynb #6a5d7fba
 def download(
     metadata: str | os.PathLike,  # the folder of FaceScrub's lists
     out: str | os.PathLike,  # where to put actors/NAME/IMAGEID_FACEID.jpg and manifest.csv
@@ -264,7 +266,7 @@ def download(
 ) -> list[Photo]:  # every face of the lists, and what became of it
     "Fetch FaceScrub's photographs; again, to continue. Raises ValueError for settings that make no sense, OSError where nothing can be written."
     for name, value in {"connections": connections, "per_host": per_host, "timeout": timeout, "max_mb": max_mb}.items():
-        if not value > 0: raise ValueError(f"{name} is {value}; expected more than 0")
+        if not 0 < value < math.inf: raise ValueError(f"{name} is {value}; expected a number above 0")
     photos, out = read_metadata(project_path(metadata))[0], project_path(out)
     ledger, table = _open_ledger(out, photos), out / "manifest.csv"
     write_manifest(ledger.known.values(), table)

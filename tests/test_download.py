@@ -326,9 +326,9 @@ def test_a_new_address_is_another_photograph_and_other_rows_are_kept(web, pictur
     assert {key: photo.status for key, photo in read_manifest(tmp_path / "out/manifest.csv").items()} == {"Ann_Lee/0_100": "ok", "Bea_Lee/0_100": "dead"}
 
 
-@pytest.mark.parametrize("options", [{"connections": 0}, {"per_host": -1}, {"timeout": 0}, {"max_mb": float("nan")}])
+@pytest.mark.parametrize("options", [{"connections": 0}, {"per_host": -1}, {"timeout": 0}, {"max_mb": float("nan")}, {"max_mb": float("inf")}])
 def test_settings_that_make_no_sense(tmp_path, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*; expected more than 0"): fetch(tmp_path, ("http://a.example", "0" * 64), **options)
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*; expected a number above 0"): fetch(tmp_path, ("http://a.example", "0" * 64), **options)
     assert not (tmp_path / "out").exists()
 
 
