@@ -1,5 +1,6 @@
 """Fetching photographs from a server that misbehaves, and being killed on the way."""
 import io
+import itertools
 import os
 import signal
 import socket
@@ -346,44 +347,45 @@ def test_a_full_disk_ends_the_run_with_a_true_manifest(web, picture, tmp_path, m
 
 # Killed
 
-def start(tmp_path: Path, web: Web, picture: bytes, stop: int) -> subprocess.Popen:
-    """Start a download of 30 photographs in a process of its own, and wait until `stop` were asked for."""
-    def slow(request: BaseHTTPRequestHandler) -> None:
+def start(tmp_path: Path, web: Web, picture: bytes, whole: int) -> tuple[subprocess.Popen, threading.Event]:
+    """Download 30 photographs in a process of its own until some came whole and four are half there; the event lets go of these."""
+    going_on, order = threading.Event(), itertools.count()
+
+    def halting(request: BaseHTTPRequestHandler) -> None:
         page(picture[:500], length=len(picture))(request)
         request.wfile.flush()
-        time.sleep(0.02)
+        if next(order) >= whole: going_on.wait(20)
         request.wfile.write(picture[500:])
-    web.pages = {str(i): slow for i in range(30)}
+    web.pages = {str(i): halting for i in range(30)}
     lists = write_lists(tmp_path / "lists", [(web.url(str(i)), picture) for i in range(30)])
     code = f"from sdd_face.download import download; download({str(lists)!r}, {str(tmp_path / 'out')!r}, private=True, connections=4, per_host=4)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while web.asked.total() < stop and process.poll() is None: time.sleep(0.002)
+    while web.asked.total() < whole + 4 and process.poll() is None: time.sleep(0.01)
     assert process.poll() is None, process.communicate()
-    return process
+    return process, going_on
 
 
 def test_killed_and_started_again_nothing_is_fetched_twice_and_nothing_is_half_there(web, picture, tmp_path):
-    process = start(tmp_path, web, picture, stop=14)
+    process, going_on = start(tmp_path, web, picture, whole=14)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*/[!.]*")}
-    kept = {photo.image_id for photo in read_manifest(tmp_path / "out/manifest.csv").values() if photo.status == "ok"}
-    assert 5 <= len(kept) <= len(files) < 20 and set(files.values()) == {picture}
+    going_on.set()
+    files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*/*")}
+    kept = [photo.image_id for photo in read_manifest(tmp_path / "out/manifest.csv").values() if photo.status == "ok"]
+    assert len(kept) == len(files) == 14 and set(files.values()) == {picture}
     found = fetch(tmp_path, *[(web.url(str(i)), picture) for i in range(30)], timeout=5)
-    assert all(photo.status == "ok" for photo in found)
-    came = {int(path.name.split("_")[0]) for path in files}
-    assert kept <= came and all(web.asked[str(i)] == 1 for i in came)
-    assert web.asked.total() <= 30 + 4  # what was on its way when the process died
+    assert all(photo.status == "ok" for photo in found) and all(web.asked[str(i)] == 1 for i in kept)
+    assert web.asked.total() == 30 + 4  # what was on its way when the process died
 
 
 def test_interrupted_the_manifest_is_true(web, picture, tmp_path):
-    process = start(tmp_path, web, picture, stop=14)
+    process, going_on = start(tmp_path, web, picture, whole=14)
     os.kill(process.pid, signal.SIGINT)
     error = process.communicate(timeout=20)[1]
+    going_on.set()
     assert process.returncode != 0 and "KeyboardInterrupt" in error
-    lines = (tmp_path / "out/manifest.csv").read_text().splitlines()[1:]
-    numbers = [int(line.split(",")[2]) for line in lines]
-    assert numbers == sorted(numbers) and 5 <= len(numbers) < 20
+    numbers = [int(line.split(",")[2]) for line in (tmp_path / "out/manifest.csv").read_text().splitlines()[1:]]
+    assert numbers == sorted(numbers) and len(numbers) == 14
     assert {path.name for path in (tmp_path / "out").glob("*/*/*")} == {f"{number}_{100 + number}.jpg" for number in numbers}
 
 
