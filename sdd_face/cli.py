@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/cli.ipynb #468bac47
+# %% ../nbs/cli.ipynb #a4479157
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import sdd_face
+from .together import by_writer, is_writer, rank
 
 # %% ../nbs/cli.ipynb #0add534b
 class _Parser(argparse.ArgumentParser):
@@ -52,7 +53,7 @@ def _add_explain(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", default="explanation.png", metavar="FILE", help="where to write the picture (default: explanation.png)")
     command.set_defaults(action=_explain, again="nothing was written")
 
-# %% ../nbs/cli.ipynb #bff4c924
+# %% ../nbs/cli.ipynb #7c91119b
 def _say(message: object, status: int) -> int:
     "Tell the user, on stderr, and give the exit status."
     print(f"sdd-face: {message}", file=sys.stderr)
@@ -66,10 +67,11 @@ def _reproduce(options: argparse.Namespace) -> int:
         from sdd_face.reproduce import plan_run, reproduce
     except ModuleNotFoundError as error:
         return _say(f"{error.name.partition('.')[0]} is not installed; pip install 'sdd_face[notebooks]'", 2)
-    try: plan = plan_run(options.profile, dict(options.parameters), options.run, options.figures)
-    except (ValueError, OSError) as error: return _say(error, 2)
-    try: print(reproduce(plan))
-    except (NotebookFailed, OSError) as error: return _say(error, 1)
+    try: plan = by_writer(lambda: plan_run(options.profile, dict(options.parameters), options.run, options.figures))
+    except (ValueError, OSError) as error: return _say(error, 2) if is_writer() else 2
+    try: made = reproduce(plan)
+    except (NotebookFailed, OSError) as error: return _say(error if is_writer() else f"process {rank()}: {error}", 1)
+    if is_writer(): print(made)
     return 0
 
 # %% ../nbs/cli.ipynb #89314a87
@@ -134,11 +136,11 @@ def _draw_people(who: list[int], seed: int, moment: int):  # -> Tensor (len(who)
     people = make_people(max(who) + 1, seed=seed)
     return draw_faces({trait: values[who] for trait, values in people.items()}, images=1, seed=moment).images
 
-# %% ../nbs/cli.ipynb #a2d96611
+# %% ../nbs/cli.ipynb #11337b6f
 def main(
     arguments: Sequence[str] | None = None,  # as typed, without the command's name; None: those of this process
 ) -> int:  # the exit status
     "Run the command `sdd-face`."
     options = _parser().parse_args(arguments)
     try: return options.action(options)
-    except KeyboardInterrupt: return _say(f"interrupted; {options.again}", 130)
+    except KeyboardInterrupt: return _say(f"interrupted; {options.again}", 130) if is_writer() else 130
