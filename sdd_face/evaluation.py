@@ -120,7 +120,7 @@ class Evaluation:
         before = self.predicted if of == "prediction" else self.labels
         return (self.masked_prediction[scheme, name] != before[:, None]).float().mean(1)
 
-# %% ../nbs/06_evaluation.ipynb #1e0397b3
+# %% ../nbs/06_evaluation.ipynb #73352866
 @torch.inference_mode()
 def evaluate(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -141,25 +141,25 @@ def evaluate(
     generator, parts = torch.Generator().manual_seed(seed), []
     settings = {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
     for index in tqdm(torch.arange(len(faces)).split(batch_size), desc="deletion and retention", leave=False):
-        images = faces.images[index]
+        images = model.crop(faces.images[index])
         x = model.preprocess(images)
         features = model.features(x)
         logits = model.head(features)
         mask = _sdd_mask(model, features, logits, cut, rule, options)
         masks = {"sdd": mask[None], "random": random_masks(mask, random, draws, generator)}
-        masks |= {name: fixed.to(mask.device).expand_as(mask)[None] for name, fixed in (fixed_masks or {}).items()}
+        masks |= {name: model.crop(fixed).to(mask.device).expand_as(mask)[None] for name, fixed in (fixed_masks or {}).items()}
         parts.append(_outcomes(model, x, logits, masks, filling(model, images, fill)))
     confidence, predicted, after, said = zip(*parts)
     keys = list(after[0])
     return Evaluation(faces.labels, torch.cat(predicted), torch.cat(confidence), {key: torch.cat([part[key] for part in after]) for key in keys},
                       {key: torch.cat([part[key] for part in said]) for key in keys}, settings)
 
-# %% ../nbs/06_evaluation.ipynb #6fa3605b
+# %% ../nbs/06_evaluation.ipynb #274f4f81
 def _sdd_mask(model: FaceRecognizer, features: Tensor, logits: Tensor, cut: float, rule: str, options: dict) -> Tensor:
     "Choose the top pixels of the SDD maps; the divergence has their order without the underflow of the exponential."
     result = explain_features(model, features, logits, **options | ({"size": None} if rule == "dilated" else {})).sdd
     ranked_by_map = rule == "threshold" or options.get("order") == "map"
-    return top_mask(result.map if ranked_by_map else result.divergence, cut, rule)
+    return top_mask(result.map if ranked_by_map else result.divergence, cut, rule, model.backbone.size)
 
 
 def _outcomes(model: FaceRecognizer, x: Tensor, logits: Tensor, masks: dict[str, Tensor], cover: Tensor) -> tuple[Tensor, Tensor, dict, dict]:
@@ -259,7 +259,7 @@ def write_table(
     write_rows([row for row in table_rows(result, scheme) if row["map"] != "difference"], project_path(f"{path}.csv"))
     with atomic_path(project_path(f"{path}.md")) as temporary: temporary.write_text(table_markdown(result, scheme))
 
-# %% ../nbs/06_evaluation.ipynb #c543e0ad
+# %% ../nbs/06_evaluation.ipynb #2546937f
 def plot_masking(
     model: FaceRecognizer,
     image: Tensor,  # (3, H, W), uint8 RGB
@@ -270,6 +270,7 @@ def plot_masking(
     **options,  # of `explain`
 ) -> Figure:
     "Draw the original, the SDD map, and the face with the SDD region and with a rolled one deleted or retained (paper, figures 5 and 6)."
+    image = model.crop(image)
     with torch.no_grad():
         features = model.features(model.preprocess(image[None]))
         logits = model.head(features)

@@ -44,12 +44,12 @@ def accuracy(
     "Give the share of faces whose most probable person is the right one."
     return float((predict(model, faces.images).argmax(1) == faces.labels).float().mean())
 
-# %% ../nbs/03_finetune.ipynb #3409f5b9
+# %% ../nbs/03_finetune.ipynb #5d58c0b4
 @dataclass
 class Training:
     "All that changes from one epoch to the next, and what it is done with."
     model: FaceRecognizer
-    images: Tensor  # (N, 3, 112, 112) uint8; or, for the head alone, (N, K, 1, 1): mean features
+    images: Tensor  # (N, 3, 112, 112) uint8; or, for the head alone, (N, E): embeddings
     labels: Tensor  # (N,)
     recipe: dict
     seed: int
@@ -58,7 +58,7 @@ class Training:
     file: Path | None  # the checkpoint
     history: list[dict] = field(default_factory=list)  # a row for each epoch that is done
 
-# %% ../nbs/03_finetune.ipynb #6fa87c6e
+# %% ../nbs/03_finetune.ipynb #ab3329b4
 def start_training(
     model: FaceRecognizer,  # in evaluation mode, on its device; changed in place
     train: Faces,
@@ -69,18 +69,18 @@ def start_training(
     "Begin a fine-tuning, or go back to the last whole epoch of one that was killed."
     if train.labels.max() >= len(model.names): raise ValueError(f"label {train.labels.max()} is outside the model, which knows {len(model.names)} people (0 to {len(model.names) - 1})")
     whole = recipe["layers"] == "all"
-    optimizer = torch.optim.AdamW((model if whole else model.head).parameters(), recipe["learning_rate"])
+    optimizer = torch.optim.AdamW((model if whole else model.head.classifier).parameters(), recipe["learning_rate"])
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe["step_size"], recipe["gamma"])
-    images = train.images if whole else _mean_features(model, train.images)
+    images = train.images if whole else _embeddings(model, train.images)
     training = Training(model, images, train.labels, recipe, seed, optimizer, schedule, folder / "checkpoint.pt" if folder else None)
     if training.file and training.file.exists(): _resume(training)
     return training
 
 
 @torch.inference_mode()
-def _mean_features(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, K, 1, 1)
-    "Give the mean feature maps of all faces: all that a pooling head sees of them."
-    return torch.cat([model.features(model.preprocess(batch)).float().mean((2, 3), keepdim=True).cpu() for batch in images.split(128)])
+def _embeddings(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, E)
+    "Give the embeddings of all faces: all that a classifier sees of them."
+    return torch.cat([model.head.embedding(model.features(model.preprocess(batch)).float()).cpu() for batch in images.split(128)])
 
 # %% ../nbs/03_finetune.ipynb #3d6e5c41
 def _save(t: Training) -> None:
@@ -106,7 +106,7 @@ def differences(old: dict, new: dict) -> str:
     "Say which settings differ."
     return ", ".join(f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name))
 
-# %% ../nbs/03_finetune.ipynb #5c007812
+# %% ../nbs/03_finetune.ipynb #b7b3ffb4
 def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
     "Learn from every training face once; give the mean loss and the share that was right on the way."
     model, device, whole = t.model, t.model.device, t.recipe["layers"] == "all"
@@ -116,7 +116,7 @@ def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
     for index in order.split(t.recipe["batch_size"]):
         batch, labels = t.images[index], t.labels[index].to(device, non_blocking=True)
         with _mixed_precision(device):
-            logits = model(model.preprocess(batch)) if whole else model.head(batch.to(device))
+            logits = model(model.preprocess(batch)) if whole else model.head.classifier(batch.to(device))
             loss = nn.functional.cross_entropy(logits.float(), labels)
         t.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -181,15 +181,17 @@ class Run:
     test: Faces
     folder: Path  # runs/NAME
 
-# %% ../nbs/03_finetune.ipynb #2c78495c
+# %% ../nbs/03_finetune.ipynb #54ef13e6
 def prepare_run(
     run: str = "quick",  # its name: everything is kept in runs/NAME
     data: str = "synthetic",  # "synthetic", or a folder with one folder for each person
     people: int = 40,  # drawn people, when data is "synthetic"
     images_per_person: int = 36,  # drawn images of each
     arch: str = "ir_tiny",  # a key of ARCHITECTURES
-    weights: str = "packaged",  # to start from: "packaged", or a file
+    weights: str = "packaged",  # to start from: "packaged", a file, or OWNER/NAME on the Hugging Face hub
     color: str = "",  # "rgb" or "bgr", for weights that do not tell
+    head: str = "pool",  # "pool", or "own": the network's output layers are kept
+    classifier: str = "linear",  # "linear" or "cosine"
     seed: int = 0,
     device: str = "auto",
     recipe: dict | None = None,  # of `finetune`; None: whatever the run was made with, or QUICK
@@ -198,13 +200,14 @@ def prepare_run(
     folder = project_path("runs") / run
     faces = load_faces(data, people=people, images_per_person=images_per_person, seed=seed)
     train, val, test = split_faces(faces, seed=seed, path=folder / "split.csv")
-    file, made_from = folder / "model.safetensors", {"faces": faces.fingerprint, "arch": arch, "weights": Path(weights).name, "seed": seed}
+    file = folder / "model.safetensors"
+    made_from = {"faces": faces.fingerprint, "arch": arch, "weights": Path(weights).name, "head": head, "classifier": classifier, "seed": seed}
     if file.exists():
         kept = read_record(file)["made_from"]
         wanted = made_from | {"recipe": recipe if recipe is not None else kept["recipe"]}
         if kept != wanted: raise ValueError(f"runs/{run} was made from something else ({differences(kept, wanted)}); choose another run name, or delete that folder")
         return Run(load_recognizer(file).to(best_device(device)), train, val, test, folder)
-    model = load_recognizer(weights, faces.names, arch, color, seed)
+    model = load_recognizer(weights, faces.names, arch, color, seed, head, classifier)
     recipe = recipe if recipe is not None else QUICK
     finetune(model, train, val, folder, **recipe, seed=seed, device=device)
     save_recognizer(model, file, made_from=made_from | {"recipe": recipe})

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SDD', 'scaling_factor', 'sdd', 'Explanation', 'explain', 'explain_features', 'highlighted', 'plot_explanation']
 
-# %% ../nbs/05_sdd.ipynb #d52e93dd
+# %% ../nbs/05_sdd.ipynb #86ae298c
 from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
 
-from .cam import class_activation_maps
+from .cam import logit_maps
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 
@@ -151,15 +152,15 @@ def _joined(parts: list, device: torch.device):
     if isinstance(parts[0], Tensor): return torch.cat([part.to(device) for part in parts])
     return type(parts[0])(*(_joined([getattr(part, name) for part in parts], device) for name in vars(parts[0])))
 
-# %% ../nbs/05_sdd.ipynb #b18d37a4
+# %% ../nbs/05_sdd.ipynb #c0492189
 def explain_features(model: FaceRecognizer, features: Tensor, logits: Tensor, top_k: int = 5, target: int | Tensor | None = None, **options) -> Explanation:
     "Explain faces whose features (B, K, h, w) and logits (B, C) are at hand; see `explain`."
     logits = logits.float()
+    if not logits.shape[1]: raise ValueError("the model knows no people; fine-tune it with `finetune`, or explain pairs of faces with `explain_pair`")
     if not 1 <= top_k <= logits.shape[1]: raise ValueError(f"top_k is {top_k}; the model knows {logits.shape[1]} people")
     classes = _ranked(logits, target)[:, :top_k]
-    weights, _ = model.head.spatial_weights(classes)
-    cams = class_activation_maps(features, weights)
-    return Explanation(classes, logits.softmax(1).gather(1, classes), cams, sdd(cams, **options))
+    cams, _ = logit_maps(model.head, features, classes)
+    return Explanation(classes, logits.softmax(1).gather(1, classes), cams, sdd(cams, **{"size": model.backbone.size} | options))
 
 
 def _ranked(logits: Tensor, target: int | Tensor | None) -> Tensor:
@@ -180,7 +181,7 @@ def highlighted(
     low, high = flat.amin((2, 3), keepdim=True), flat.amax((2, 3), keepdim=True)
     return ((flat - low) >= 0.5 * (high - low)).float().mean((1, 2, 3)).view(maps.shape[:-2])
 
-# %% ../nbs/05_sdd.ipynb #6c1d182e
+# %% ../nbs/05_sdd.ipynb #aa02c03c
 def plot_explanation(
     explanation: Explanation,
     images: Tensor,  # (B, 3, H, W), uint8 RGB: the explained faces
@@ -189,8 +190,8 @@ def plot_explanation(
     index: int = 0,  # which of the faces
 ) -> Figure:
     "Draw one explanation as the paper's figures 3 and 4: samples of the classes, their CAMs, then SDD."
-    image, classes = images[index], explanation.classes[index].tolist()
-    cams, final = explanation.cams[index], explanation.sdd.map[index]
+    classes, cams, final = explanation.classes[index].tolist(), explanation.cams[index], explanation.sdd.map[index]
+    image = center_crop(images[index], [images.shape[-2], images.shape[-2] * cams.shape[-1] // cams.shape[-2]])  # what the network saw of it
     shares = highlighted(cams, image.shape[-2:]).tolist() + highlighted(final).view(1).tolist()
     labels = [f"CAM {names[c]}\n{p:.2%}" for c, p in zip(classes, explanation.probabilities[index].tolist())] + [f"SDD {names[classes[0]]}\nline: top 20 %"]
     below = [overlay(image, heat) for heat in (*cams, final)]

@@ -69,7 +69,7 @@ def test_training_the_head_on_cached_features_is_training_it_on_images():
     optimizer = torch.optim.AdamW(plain.head.parameters(), 0.01)
     torch.nn.functional.cross_entropy(plain(plain.preprocess(faces.images)), faces.labels).backward()
     optimizer.step()
-    torch.testing.assert_close(cached.head.linear.weight, plain.head.linear.weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(cached.head.classifier.weight, plain.head.classifier.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_the_learning_rate_falls_as_the_paper_says():
@@ -83,7 +83,7 @@ def test_the_learning_rate_falls_as_the_paper_says():
 def test_a_loss_that_diverges_is_an_error():
     faces = load_faces(people=2, images_per_person=4)
     model = FaceRecognizer("ir_tiny", faces.names)
-    with torch.no_grad(): model.head.linear.weight[0, 0] = torch.nan
+    with torch.no_grad(): model.head.classifier.weight[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match="try a lower learning_rate"): finetune(model, faces, faces, epochs=1, device="cpu")
 
 

@@ -97,7 +97,7 @@ def test_the_divergence_is_torchcams_finer_cam(model, images):
 def test_the_maps_add_up_to_the_logits(model, images):
     result = explain(model, images, top_k=8)
     with torch.no_grad(): logits = model(model.preprocess(images))
-    sums = result.cams.mean((2, 3)) + model.head.linear.bias.detach()[result.classes]
+    sums = result.cams.mean((2, 3)) + model.head.classifier.bias.detach()[result.classes]
     torch.testing.assert_close(sums, logits.gather(1, result.classes), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result.probabilities.sum(1), torch.ones(3))
 
