@@ -6,9 +6,11 @@
 __all__ = ['FIXED_OFFSET', 'SCHEMES', 'PAPER', 'METRICS', 'top_mask', 'random_masks', 'filling', 'Evaluation', 'evaluate',
            'bootstrap', 'table_rows', 'table_markdown', 'write_table', 'plot_masking']
 
-# %% ../nbs/06_evaluation.ipynb #7bf3c187
+# %% ../nbs/06_evaluation.ipynb #8d66a600
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from matplotlib.figure import Figure
@@ -21,6 +23,7 @@ from .files import atomic_path, project_path, write_rows
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 from .sdd import explain_features
+from .together import gather, is_writer, rank, world
 
 # %% ../nbs/06_evaluation.ipynb #81831893
 def top_mask(
@@ -50,7 +53,7 @@ def _resize(heat: Tensor, size: tuple[int, int]) -> Tensor:
     if heat.shape[1:] == size: return heat
     return torch.nn.functional.interpolate(heat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/06_evaluation.ipynb #511d2df2
+# %% ../nbs/06_evaluation.ipynb #f1ec2629
 FIXED_OFFSET = (-10, 67)  # rows and columns; one offset for all images, as in later published code of the paper's first author
 
 
@@ -62,17 +65,22 @@ def random_masks(
 ) -> Tensor:  # (draws, B, H, W), bool, each as large as its mask
     "Draw random masks of the same size. ValueError for an unknown kind."
     count, height, width = mask.shape
+    chance = _uniform(count, kind, draws, (height, width), generator).to(mask.device)
     if kind == "fixed_offset": return mask.roll(FIXED_OFFSET, (1, 2)).expand(draws, *mask.shape)
     if kind == "rolled":
-        offset = (torch.rand(count, draws, 2, generator=generator) * torch.tensor([height, width])).long().to(mask.device)
+        offset = (chance * torch.tensor([height, width], device=mask.device)).long()
         rows = (torch.arange(height, device=mask.device) - offset[..., :1]) % height  # (B, draws, H)
         columns = (torch.arange(width, device=mask.device) - offset[..., 1:]) % width
         face = torch.arange(count, device=mask.device)[:, None, None, None]
         return mask[face, rows[..., None], columns[:, :, None]].transpose(0, 1)
-    if kind not in ("map", "pixels"): raise ValueError(f"random is {kind!r}; expected 'rolled', 'fixed_offset', 'map' or 'pixels'")
-    size = (7, 7) if kind == "map" else (height, width)
-    noise = torch.rand(count, draws, *size, generator=generator).to(mask.device).transpose(0, 1)
-    return torch.stack([_same_size(_resize(heat, (height, width)), mask) for heat in noise])
+    return torch.stack([_same_size(_resize(heat, (height, width)), mask) for heat in chance.transpose(0, 1)])
+
+
+def _uniform(count: int, kind: str, draws: int, size: tuple[int, int], generator: torch.Generator | None) -> Tensor:  # (count, draws, ...)
+    "Draw the numbers that the random masks of so many faces are made of."
+    shapes = {"rolled": (2,), "fixed_offset": (0,), "map": (7, 7), "pixels": size}
+    if kind not in shapes: raise ValueError(f"random is {kind!r}; expected 'rolled', 'fixed_offset', 'map' or 'pixels'")
+    return torch.rand(count, draws, *shapes[kind], generator=generator)
 
 # %% ../nbs/06_evaluation.ipynb #241c3831
 def _same_size(heat: Tensor, mask: Tensor) -> Tensor:
@@ -93,7 +101,7 @@ def filling(
     if fill == "blur": return gaussian_blur(model.preprocess(images), [61, 61], [10.0, 10.0])
     raise ValueError(f"fill is {fill!r}; expected 'black', 'grey' or 'blur'")
 
-# %% ../nbs/06_evaluation.ipynb #862c65fe
+# %% ../nbs/06_evaluation.ipynb #58e801f4
 SCHEMES = ("deletion", "retention")
 
 
@@ -106,9 +114,15 @@ class Evaluation:
     masked_confidence: dict[tuple[str, str], Tensor]  # (scheme, map) -> (N, draws): how sure it is of the same class, after
     masked_prediction: dict[tuple[str, str], Tensor]  # (scheme, map) -> (N, draws): who it says it is, after
     options: dict  # how it was measured
+    seconds: float = 0.0  # that it took
 
     @property
     def maps(self) -> list[str]: return list(dict.fromkeys(name for _, name in self.masked_confidence))
+
+    @property
+    def passes(self) -> int:
+        "Give the number of forward passes for each face."
+        return 1 + sum(after.shape[1] for after in self.masked_confidence.values())
 
     def drop(self, scheme: str, name: str, relative: bool = False) -> Tensor:  # (N,), mean over the draws
         "Give the fall of confidence in the originally predicted class: signed points of probability (0 to 1), or relative to the original."
@@ -120,7 +134,7 @@ class Evaluation:
         before = self.predicted if of == "prediction" else self.labels
         return (self.masked_prediction[scheme, name] != before[:, None]).float().mean(1)
 
-# %% ../nbs/06_evaluation.ipynb #73352866
+# %% ../nbs/06_evaluation.ipynb #10f05615
 @torch.inference_mode()
 def evaluate(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -138,21 +152,31 @@ def evaluate(
     "Measure deletion and retention (paper, section 5) of SDD and of controls. ValueError for options that do not fit."
     if model.training: raise ValueError("the model is in training mode; call model.eval() first")
     if not len(faces): raise ValueError("no faces to evaluate")
-    generator, parts = torch.Generator().manual_seed(seed), []
-    settings = {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
-    for index in tqdm(torch.arange(len(faces)).split(batch_size), desc="deletion and retention", leave=False):
-        images = model.crop(faces.images[index])
+    start, settings = perf_counter(), {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
+    def measure(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, dict, dict]:
+        images = model.crop(images.to(model.device))
         x = model.preprocess(images)
         features = model.features(x)
         logits = model.head(features)
         mask = _sdd_mask(model, features, logits, cut, rule, options)
         masks = {"sdd": mask[None], "random": random_masks(mask, random, draws, generator)}
         masks |= {name: model.crop(fixed).to(mask.device).expand_as(mask)[None] for name, fixed in (fixed_masks or {}).items()}
-        parts.append(_outcomes(model, x, logits, masks, filling(model, images, fill)))
-    confidence, predicted, after, said = zip(*parts)
+        return _outcomes(model, x, logits, masks, filling(model, images, fill))
+
+    skip = lambda images, generator: _uniform(len(images), random, draws, model.backbone.size, generator)
+    confidence, predicted, after, said = zip(*gather(lambda: _own_share(faces.images.split(batch_size), measure, skip, seed)))
     keys = list(after[0])
     return Evaluation(faces.labels, torch.cat(predicted), torch.cat(confidence), {key: torch.cat([part[key] for part in after]) for key in keys},
-                      {key: torch.cat([part[key] for part in said]) for key in keys}, settings)
+                      {key: torch.cat([part[key] for part in said]) for key in keys}, settings, perf_counter() - start)
+
+
+def _own_share(batches: tuple[Tensor, ...], measure: Callable, skip: Callable, seed: int) -> list:
+    "Measure the batches of this process; those of the others only use up their random numbers, so that each face has the same masks in every process."
+    generator, mine = torch.Generator().manual_seed(seed), []
+    for number, images in enumerate(tqdm(batches, desc="deletion and retention", leave=False, disable=not is_writer())):
+        if number % world() == rank(): mine.append(measure(images, generator))
+        else: skip(images, generator)
+    return mine
 
 # %% ../nbs/06_evaluation.ipynb #274f4f81
 def _sdd_mask(model: FaceRecognizer, features: Tensor, logits: Tensor, cut: float, rule: str, options: dict) -> Tensor:
