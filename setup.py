@@ -8,7 +8,7 @@ from setuptools.command.sdist import sdist
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-notebooks = settings["notebooks_requirements"].split()
+extras = {name: settings[f"{name}_requirements"].split() for name in ("notebooks", "facescrub", "align")}
 
 
 class SourceArchive(sdist):
@@ -36,7 +36,7 @@ setup(
     package_dir={"sdd_face.nbs": "nbs"},  # the notebooks and profiles travel in the wheel
     package_data={"sdd_face": ["weights/*.safetensors"], "sdd_face.nbs": ["*.ipynb", "profiles/*.yaml"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"notebooks": notebooks, "dev": notebooks + settings["dev_requirements"].split()},
+    extras_require={**extras, "dev": sum(extras.values(), []) + settings["dev_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     cmdclass={"sdist": SourceArchive},
     zip_safe=False,

@@ -34,7 +34,7 @@ from .files import atomic_path, project_path
 from .synthetic import draw_faces, make_people
 from .together import wait, writer_first
 
-# %% ../nbs/01_data.ipynb #e07204dd
+# %% ../nbs/01_data.ipynb #9a2f648b
 SIZE = 112  # pixels, the side of every face
 
 
@@ -45,7 +45,7 @@ class Faces:
     labels: Tensor  # (N,), long, index into names
     names: list[str]  # of the people
     groups: Tensor  # (N,), long; near-duplicates share a number
-    files: list[str]  # N times "PERSON/FILE"
+    files: list[str]  # N times "PERSON/FILE", from the top of the folder
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (file or person left out, reason)
     parts: Tensor | None = None  # (N, 112, 112), uint8 index into synthetic.PARTS; drawn faces only
 
@@ -138,9 +138,9 @@ def _read_face(path: Path) -> tuple[bytes, str, bool]:
         retry = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None  # the machine's fault, not the file's
         return b"", getattr(error, "strerror", None) or str(error) or type(error).__name__, retry
 
-# %% ../nbs/01_data.ipynb #8b6764f1
+# %% ../nbs/01_data.ipynb #54aceee4
 def _person_folders(folder: Path) -> list[str]:
-    "List the folders of the people by name; refuse two that differ in case only."
+    "List the folders of the people in order of their names; refuse two of one person."
     wanted = "expected a folder of images for each person, as in Ann_Lee/1.jpg"
     if not folder.exists(): raise FileNotFoundError(f"{folder}: no such folder; {wanted}")
     if not folder.is_dir(): raise NotADirectoryError(f"{folder}: a file; {wanted}")
@@ -148,23 +148,36 @@ def _person_folders(folder: Path) -> list[str]:
     if not paths: raise ValueError(f"{folder}: an empty folder; {wanted}")
     names = [path.name for path in paths if path.is_dir()]
     if not names: raise ValueError(f"{folder}: files such as {paths[0].name} lie directly in it; {wanted}")
-    seen = {}
-    for name in names:
-        other = seen.setdefault(name.lower(), name)
-        if other != name: raise ValueError(f"{folder}: {other} and {name} differ in upper and lower case only; rename one")
-    return names
+    people, seen = [person for name in names for person in _open_section(folder, name)], {}
+    for person in people:
+        other = seen.setdefault(_name_of(person).lower(), person)
+        same = "are folders of one person; keep one" if _name_of(other) == _name_of(person) else "differ in upper and lower case only; rename one"
+        if other != person: raise ValueError(f"{folder}: {other} and {person} {same}")
+    return sorted(people, key=_name_of)
 
-# %% ../nbs/01_data.ipynb #ed4c131d
-def _find_images(folder: Path, names: list[str]) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
+
+def _open_section(folder: Path, name: str) -> list[str]:
+    "List the people in `actors` and `actresses`; any other folder is a person's."
+    if name not in ("actors", "actresses"): return [name]
+    section = f"{name}/faces" if (folder / name / "faces").is_dir() else name
+    return [f"{section}/{path.name}" for path in sorted((folder / section).iterdir()) if path.is_dir() and not path.name.startswith(".")] or [name]
+
+
+def _name_of(person: str) -> str:
+    "Give the name of a person by the folder."
+    return person.rpartition("/")[2]
+
+# %% ../nbs/01_data.ipynb #cb06fb45
+def _find_images(folder: Path, people: list[str]) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
     "Find what may be an image of these people: ({file: [size, time of change]}, [(what is none, reason)])."
-    found, skipped = {}, []
-    for path in sorted(path for name in ["", *names] for path in (folder / name).iterdir()):
+    found, skipped, owners = {}, [], {folder / person for person in people}
+    for path in sorted(path for place in owners | {folder} | {owner.parent for owner in owners} for path in place.iterdir()):
         file, kind = path.relative_to(folder).as_posix(), mimetypes.guess_type(path.name)[0] or "image/unknown"
         if path.name.startswith(".") or not kind.startswith("image/"): continue
-        if path.parent != folder and path.is_file():
+        if path.parent in owners and path.is_file():
             status = path.stat()
             found[file] = [status.st_size, status.st_mtime_ns]
-        elif path.parent != folder: skipped.append((file, "a folder or a broken link; expected an image"))
+        elif path.parent in owners: skipped.append((file, "a folder or a broken link; expected an image"))
         elif not path.is_dir(): skipped.append((file, "not in the folder of a person"))
     return found, skipped
 
@@ -238,9 +251,9 @@ def _read_groups(path: Path, known: Iterable[str]) -> dict[str, str]:
             raise ValueError(f"{path}: not a table in UTF-8 ({error})") from error
     return groups
 
-# %% ../nbs/01_data.ipynb #8804447e
+# %% ../nbs/01_data.ipynb #37da8939
 def load_faces(
-    source: str | os.PathLike = "synthetic",  # or a folder FOLDER/PERSON/IMAGE; a relative one starts at the project's folder
+    source: str | os.PathLike = "synthetic",  # or a folder FOLDER/PERSON/IMAGE or FOLDER/actors/PERSON/IMAGE; a relative one starts at the project's folder
     people: int = 40,  # drawn people
     images_per_person: int = 36,  # drawn images of each
     seed: int = 0,  # of the drawing
@@ -268,21 +281,21 @@ def _draw(people: int, images_per_person: int, seed: int, device: str) -> Faces:
     files = [f"{name}/{image:04d}" for name in names for image in range(images_per_person)]
     return Faces(drawing.images.cpu(), drawing.people.cpu(), names, torch.arange(len(files)), files, parts=drawing.parts.cpu())
 
-# %% ../nbs/01_data.ipynb #2bd55aaa
+# %% ../nbs/01_data.ipynb #480a1461
 def _read_folder(folder: Path) -> Faces:
     "Read all images of a folder of people."
-    names = _person_folders(folder)
-    found, skipped = _find_images(folder, names)
+    people = _person_folders(folder)
+    found, skipped = _find_images(folder, people)
     images, reasons = _read_images(folder, found)
     files = [file for file in found if file not in reasons]
-    owners = [file.partition("/")[0] for file in files]
-    labels = _number(owners, names)
+    owners = [file.rpartition("/")[0] for file in files]
+    labels = _number(owners, people)
     if (folder / "faces.csv").is_file():
         groups = _read_groups(folder / "faces.csv", found)
         keys = [(owner, groups.get(file, file)) for owner, file in zip(owners, files)]
         groups = _number(keys, keys)
     else: groups = near_duplicates(images, labels)
-    return Faces(images, labels, names, groups, files, skipped + list(reasons.items()))
+    return Faces(images, labels, [_name_of(person) for person in people], groups, files, skipped + list(reasons.items()))
 
 
 def _number(keys: list, order: list) -> Tensor:

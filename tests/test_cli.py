@@ -1,14 +1,19 @@
-"""The command `sdd-face` itself, and `sdd-face explain`."""
+"""The command `sdd-face` itself, `sdd-face explain` and `sdd-face facescrub`."""
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sdd_face import __version__, cli, sdd
+from sdd_face.alignment import LANDMARKS, TEMPLATE
 from sdd_face.model import load_recognizer, save_recognizer
 from sdd_face.synthetic import draw_faces, make_people
 
@@ -47,10 +52,10 @@ def face(folder: Path) -> Path:
 
 # The command
 
-def test_help_tells_about_both_commands(capsys):
+def test_help_tells_about_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
-    assert status == 0 and "reproduce" in out and "explain" in out
-    for command in ("reproduce", "explain"): assert run(capsys, command, "--help")[0] == 0
+    assert status == 0 and all(command in out for command in ("reproduce", "explain", "facescrub"))
+    for command in ("reproduce", "explain", "facescrub download", "facescrub align"): assert run(capsys, *command.split(), "--help")[0] == 0
 
 
 def test_version(capsys):
@@ -130,3 +135,70 @@ def test_refused(capsys, folder: Path, arguments: str, reason: str):
     (folder / "note.jpg").write_text("a letter")
     assert_refused(run(capsys, "explain", *arguments.split()), reason)
     assert [path.name for path in folder.iterdir()] == ["note.jpg"]
+
+
+# facescrub
+
+@pytest.fixture
+def mirror(folder: Path, face: Path) -> Iterator[Path]:
+    """Serve a face and a missing one, and write the lists and the landmarks of both."""
+    pages = {"/a.png": face.read_bytes()}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in pages else 404)
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, b""))
+
+        def log_message(self, *arguments: object) -> None: pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        digest = sha256(pages["/a.png"]).hexdigest()
+        rows = [f"Ann Lee\t{i}\t{i}\thttp://127.0.0.1:{server.server_port}/{name}.png\t10,10,100,100\t{digest}" for i, name in enumerate("ab")]
+        (folder / "lists").mkdir()
+        (folder / "lists/facescrub_actresses.txt").write_text("\n".join([*rows, rows[0][:40]]))
+        points = ",".join(f"{value:g}" for value in TEMPLATE.ravel())
+        columns = ",".join(f"{point}_{axis}" for point in LANDMARKS for axis in "xy")
+        (folder / "landmarks.csv").write_text(f"file,{columns}\nAnn_Lee/0_0.jpg,{points}\n")
+        yield folder
+        server.shutdown()
+
+
+def test_facescrub_from_the_lists_to_faces(capsys, mirror: Path):
+    for _ in range(2):
+        status, out, err = run(capsys, *"facescrub download --metadata lists --out photos --private --timeout 2".split())
+        assert (status, out) == (0, "photos: 1 ok, 1 dead; 1 of the paper's 530 people, 1 of its 43,148 images\n")
+        assert err.startswith("sdd-face: facescrub_actresses.txt, line 3: 4 columns; expected 6")
+    status, out, err = run(capsys, *"facescrub align photos --out faces --landmarks landmarks.csv".split())
+    assert (status, out, err) == (0, "faces: 1 aligned; 1 of the paper's 530 people, 1 of its 43,148 images\n", "")
+    assert Path("faces/Ann_Lee/0_0.jpg").exists() and Path("faces/alignment.csv").exists()
+
+
+def test_facescrub_leaves_the_local_network_alone(capsys, mirror: Path):
+    out = run(capsys, *"facescrub download --metadata lists --out photos".split())[1]
+    assert out == "photos: 2 refused; 0 of the paper's 530 people, 0 of its 43,148 images\n"
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ("", "required: STEP"),
+    ("download --out x", "--metadata"),
+    ("download --metadata nowhere --out x", "nowhere: no such folder; expected FaceScrub's facescrub_actors.txt in it"),
+    ("download --metadata . --out x", "no list of FaceScrub"),
+    ("download --metadata . --out x --timeout soon", "--timeout"),
+    ("align nowhere --out x --landmarks a.csv", "a.csv: no such file; expected a table of landmarks"),
+    ("align nowhere --out x --missing drop", "missing is 'drop'; expected skip or box"),
+    ("align . --out .", "not a folder apart from the photographs"),
+])
+def test_facescrub_refused(capsys, folder: Path, arguments: str, reason: str):
+    assert_refused(run(capsys, "facescrub", *arguments.split()), reason)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("package", ["aiohttp", "tenacity"])
+def test_a_missing_package_names_its_extra(capsys, mirror: Path, monkeypatch, package: str):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "sdd_face.download", raising=False)
+    monkeypatch.delattr("sdd_face.download", raising=False)
+    result = run(capsys, *"facescrub download --metadata lists --out photos".split())
+    assert_refused(result, f"{package} is not installed; pip install 'sdd_face[facescrub]'")

@@ -543,3 +543,49 @@ def test_names_of_files_that_are_not_utf8(folder, tmp_path):
     for _ in range(2): faces = load_faces(folder)
     assert len(faces) == 9
     split_faces(faces, path=tmp_path / "split.csv")
+
+
+# The layout that programs leave which fetch FaceScrub
+
+@pytest.fixture
+def sections(tmp_path) -> Path:
+    "Four people with three PNG images each, in the folders that such programs leave."
+    places = ["actors/Bo_Ek", "actresses/faces/Ada_Lee", "Cy_Roe", "actors/Di_Fox"]
+    for i in range(12):
+        path = tmp_path / "photos" / places[i // 3] / f"{i % 3}_1.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    for table in ("manifest.csv", "alignment.csv", "actors/notes.txt"): (tmp_path / "photos" / table).write_text("file,status\n")
+    return tmp_path / "photos"
+
+
+def test_actors_and_actresses(sections):
+    faces = load_faces(sections)
+    assert faces.names == ["Ada_Lee", "Bo_Ek", "Cy_Roe", "Di_Fox"] and faces.skipped == []
+    assert [faces.names[label] for label in faces.labels.tolist()] == [file.split("/")[-2] for file in faces.files]
+    assert "actresses/faces/Ada_Lee/0_1.png" in faces.files and "Cy_Roe/2_1.png" in faces.files
+    assert np.array_equal(faces.images[faces.files.index("actors/Bo_Ek/1_1.png")].permute(1, 2, 0), picture(1))
+
+
+def test_groups_are_named_from_the_top(sections):
+    (sections / "faces.csv").write_text("file,group\nactors/Bo_Ek/0_1.png,a\nactors/Bo_Ek/2_1.png,a\n")
+    groups = dict(zip((faces := load_faces(sections)).files, faces.groups.tolist()))
+    assert groups["actors/Bo_Ek/0_1.png"] == groups["actors/Bo_Ek/2_1.png"] and len(set(groups.values())) == 11
+
+
+def test_one_person_in_two_places(sections):
+    (sections / "actresses/faces/Bo_Ek").mkdir()
+    with pytest.raises(ValueError, match="actors/Bo_Ek and actresses/faces/Bo_Ek are folders of one person; keep one"): load_faces(sections)
+
+
+def test_a_stray_image_among_the_actors_is_listed(sections):
+    (sections / "actors/stray.png").write_bytes(b"x")
+    assert load_faces(sections).skipped == [("actors/stray.png", "not in the folder of a person")]
+
+
+def test_a_person_may_be_called_actors(sections):
+    assert load_faces(sections / "actors").names == ["Bo_Ek", "Di_Fox"]
+    people = sections.parent / "people"
+    people.mkdir()
+    (sections / "actors/Bo_Ek").rename(people / "actors")
+    assert load_faces(people).files == [f"actors/{i}_1.png" for i in range(3)]
