@@ -132,7 +132,7 @@ def differences(old: dict, new: dict) -> str:
     "Say which settings differ."
     return ", ".join(f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name))
 
-# %% ../nbs/03_finetune.ipynb #190860b1
+# %% ../nbs/03_finetune.ipynb #be148d46
 def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
     "Learn from every training face once; give the mean loss and the share that was right on the way."
     parameters = [parameter for group in t.optimizer.param_groups for parameter in group["params"]]
@@ -161,14 +161,15 @@ def _logits(t: Training, index: Tensor) -> Tensor:
     images = t.images[index if len(index) else slice(1)].to(t.model.device, non_blocking=True)
     with _mixed_precision(t.model.device):
         if t.recipe["layers"] == "head": return t.model.head.classifier(images[: len(index)])
-        whole = len(index) == len(deal(range(t.recipe["batch_size"])))  # the last batch is not worth a compilation of its own
-        return t.model.head((t.features if whole else t.model.features)(t.model.preprocess(images)[: len(index)]))
+        full = len(index) == len(deal(range(t.recipe["batch_size"])))  # the last batch is not worth a compilation of its own
+        return t.model.head((t.features if full else t.model.features)(t.model.preprocess(images)[: len(index)]))
 
 
 def _mixed_precision(device: torch.device) -> AbstractContextManager:
     "Compute in bfloat16 where the device does so at full speed."
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast("cuda", torch.bfloat16) if fast else nullcontext()
+
 
 @contextmanager
 def _seeded(t: Training) -> Iterator[None]:
@@ -177,14 +178,14 @@ def _seeded(t: Training) -> Iterator[None]:
         torch.manual_seed((t.seed * 1_000_003 + len(t.history)) * world() + rank())
         yield
 
-# %% ../nbs/03_finetune.ipynb #3c55cb53
+# %% ../nbs/03_finetune.ipynb #18e31010
 def run_epoch(t: Training, val: Faces, progress: tqdm) -> None:
     "Learn from every training face once, look at the validation faces, and save; FloatingPointError if the loss diverges."
     start, rate, number = time.perf_counter(), t.schedule.get_last_lr()[0], len(t.history) + 1
     with _seeded(t), shared_batch_norms(t.model): loss, right = _learn(t, progress)
     pace = len(t.labels) / (time.perf_counter() - start)
     if not math.isfinite(loss): raise FloatingPointError(f"the loss is {loss} in epoch {number}; try a lower learning_rate than {t.recipe['learning_rate']}")
-    seen = accuracy(t.model, val) if len(val) else math.nan
+    with _mixed_precision(t.model.device): seen = accuracy(t.model, val) if len(val) else math.nan
     t.history.append({"epoch": number, "learning_rate": rate, "loss": loss, "train_accuracy": right, "val_accuracy": seen,
                       "images_per_second": pace, "seconds": time.perf_counter() - start})
     progress.set_postfix(loss=f"{loss:.3f}", val=f"{seen:.1%}")
@@ -268,13 +269,14 @@ def prepare_run(
     wait()
     return Run(model, train, val, test, folder)
 
-# %% ../nbs/03_finetune.ipynb #9994e8d8
+# %% ../nbs/03_finetune.ipynb #db428bb3
 def _pace(folder: Path, model: FaceRecognizer, recipe: dict) -> dict[str, float]:
     "Say how long the training took, and how fast an ordinary epoch was."
-    if not is_writer(): return {}
-    with open(folder / "history.csv", newline="") as file: rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    speed = {"seconds": round(sum(row["seconds"] for row in rows), 2), "images_per_second": median(row["images_per_second"] for row in rows)}
-    return speed | (throughput(model, speed["images_per_second"], passes=3) if recipe["layers"] == "all" else {})
+    if not (is_writer() and recipe["epochs"]): return {}
+    with open(folder / "history.csv", newline="") as file: rows = list(csv.DictReader(file))
+    speed = throughput(model, median(float(row["images_per_second"]) for row in rows), passes=3)
+    counted = ["images_per_second", "tflop_per_second"] if recipe["layers"] == "all" else ["images_per_second"]
+    return {"seconds": round(sum(float(row["seconds"]) for row in rows), 2)} | {name: speed[name] for name in counted}
 
 
 def one_of_each(

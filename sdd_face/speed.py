@@ -19,12 +19,13 @@ def flops_per_face(
     with torch.no_grad(), FlopCounterMode(display=False) as counter: model(model.preprocess(face))
     return counter.get_total_flops()
 
-# %% ../nbs/speed.ipynb #d5831fdc
+# %% ../nbs/speed.ipynb #eba8f62e
 def throughput(
     model: nn.Module,  # a FaceRecognizer in evaluation mode
-    faces_per_second: float,
-    passes: int,  # through the network for each face; a training step counts as 3
+    images_per_second: float,
+    passes: int,  # through the network for each image; a training step counts as 3
 ) -> dict[str, float]:
-    "Say how fast it was, in faces, passes and arithmetic."
-    per_second = {"faces_per_second": faces_per_second, "passes_per_second": passes * faces_per_second, "tflop_per_second": passes * faces_per_second * flops_per_face(model) / 1e12}
-    return {name: float(f"{value:.4g}") for name, value in per_second.items()}
+    "Say how fast it was, in images, passes and arithmetic."
+    done = passes * images_per_second
+    rates = {"images_per_second": images_per_second, "passes_per_second": done, "tflop_per_second": done * flops_per_face(model) / 1e12}
+    return {name: float(f"{rate:.4g}") for name, rate in rates.items()}
