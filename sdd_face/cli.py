@@ -15,7 +15,7 @@ from pathlib import Path
 import sdd_face
 from .together import by_writer, is_writer, rank
 
-# %% ../nbs/cli.ipynb #aab2ce71
+# %% ../nbs/cli.ipynb #7cc10707
 class _Parser(argparse.ArgumentParser):
     "A parser that refuses in one line."
     def error(self, message: str) -> None:
@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_reproduce(commands)
     _add_explain(commands)
+    _add_pair(commands)
     _add_facescrub(commands)
     return parser
 
@@ -55,6 +56,19 @@ def _add_explain(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--top", type=int, default=5, metavar="N", help="how many people to compare (default: 5)")
     command.add_argument("--out", default="explanation.png", metavar="FILE", help="where to write the picture (default: explanation.png)")
     command.set_defaults(action=_explain, again="nothing was written")
+
+# %% ../nbs/cli.ipynb #355a8188
+def _add_pair(commands: argparse._SubParsersAction) -> None:
+    "Describe `sdd-face explain-pair`."
+    about = "Draw how much each place of two faces adds to their similarity, or takes from it; with a gallery, also why it is this person and not those."
+    command = commands.add_parser("explain-pair", help="draw why two faces are taken for one person, or not", description=about, allow_abbrev=False)
+    command.add_argument("images", nargs=2, metavar="IMAGE", help="two faces, cropped and aligned, or photographs with --align")
+    command.add_argument("--align", action="store_true", help="find the largest face in each photograph, and align it")
+    command.add_argument("--gallery", metavar="DIR", help="a folder of images of other people, aligned")
+    command.add_argument("--model", default="packaged", metavar="FILE|OWNER/NAME", help="a network's weights, or a model on the Hugging Face hub (default: the packaged network)")
+    command.add_argument("--color", default="", metavar="rgb|bgr", help="for weights that do not tell")
+    command.add_argument("--out", default="pair.png", metavar="FILE", help="where to write the picture (default: pair.png)")
+    command.set_defaults(action=_explain_pair, again="nothing was written")
 
 # %% ../nbs/cli.ipynb #e2c28317
 def _add_facescrub(commands: argparse._SubParsersAction) -> None:
@@ -155,6 +169,55 @@ def _read_image(path: str):  # -> Tensor (3, 112, 112), uint8 RGB
     pixels, reason, _ = _read_face(Path(path))
     if not pixels: raise ValueError(f"{path}: {reason}")
     return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(3, SIZE, SIZE)
+
+# %% ../nbs/cli.ipynb #5f824578
+def _explain_pair(options: argparse.Namespace) -> int:
+    "Draw why two faces are alike."
+    import matplotlib
+    matplotlib.use("agg")  # a file is written; no window opens
+    from sdd_face.plot import save_figure
+    try:
+        figure, cosine = _draw_pair(options)
+        save_figure(figure, Path.cwd() / options.out)
+    except (ValueError, OSError, ModuleNotFoundError) as error: return _say(error, 2)
+    print(f"{options.out}: {options.images[0]} and {options.images[1]}, cosine {cosine:.2f}")
+    return 0
+
+
+def _draw_pair(options: argparse.Namespace):  # -> Figure, float
+    "Explain two faces, against a gallery if there is one."
+    from sdd_face.model import load_recognizer
+    from sdd_face.pairs import explain_pair, plot_pairs
+    read = _read_photograph if options.align else _read_image
+    images = [read(path)[None] for path in options.images]
+    gallery = _read_gallery(options.gallery) if options.gallery else None
+    model = load_recognizer(options.model, color=options.color)
+    a, b = map(model.crop, images)
+    pair = explain_pair(model, a, b, gallery, top_k=min(5, 1 + len(gallery)) if options.gallery else 5)
+    return plot_pairs(pair, a, b), float(pair.cosine)
+
+# %% ../nbs/cli.ipynb #bf7bc69e
+def _read_photograph(path: str):  # -> Tensor (3, 112, 112), uint8 RGB
+    "Find and align the largest face of a photograph."
+    import torch
+    from PIL import Image, ImageOps
+    from sdd_face.alignment import align_face
+    from sdd_face.landmarks import find_landmarks
+    _read_image(path)  # says what is wrong with a file that is no image
+    with Image.open(path) as file: photo = ImageOps.exif_transpose(file).convert("RGB")
+    landmarks = find_landmarks(photo)
+    if landmarks is None: raise ValueError(f"{path}: no face was found")
+    return torch.from_numpy(align_face(photo, landmarks).copy()).permute(2, 0, 1)
+
+
+def _read_gallery(folder: str):  # -> Tensor (G, 3, 112, 112), uint8 RGB
+    "Read the images of a folder, its own folders included."
+    import torch
+    from sdd_face.data import _read_face
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
+    images = [_read_image(str(path)) for path in files if _read_face(path)[0]]
+    if not images: raise ValueError(f"{folder}: no images; expected a folder of faces of other people, aligned")
+    return torch.stack(images)
 
 # %% ../nbs/cli.ipynb #a3aacc6e
 def _samples(file: Path, record: dict, classes: list[int]):  # -> dict of Tensor (3, 112, 112), uint8; None if there are none

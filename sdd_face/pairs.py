@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Side', 'PairExplanation', 'explain_pair', 'plot_pairs']
 
-# %% ../nbs/08_pairs.ipynb #d660491c
+# %% ../nbs/08_pairs.ipynb #85faf3e2
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from .cam import logit_maps
 from .heads import PoolHead
 from .model import HEADS, FaceRecognizer
-from .plot import show_images
+from .plot import overlay, show_images
 from .sdd import SDD, sdd
 
 # %% ../nbs/08_pairs.ipynb #2e47f751
@@ -37,7 +37,7 @@ class PairExplanation:
     a: Side
     b: Side
 
-# %% ../nbs/08_pairs.ipynb #595cd2bb
+# %% ../nbs/08_pairs.ipynb #bc3636b0
 @torch.no_grad()
 def explain_pair(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -49,11 +49,11 @@ def explain_pair(
 ) -> PairExplanation:  # on the model's device
     "Share the cosine of two embeddings out to the places of either image, exactly. ValueError for images that do not fit, or hold no face."
     if len(a) != len(b): raise ValueError(f"{len(a)} images a and {len(b)} images b; expected as many of one as of the other")
-    for name, images in (("a", a), ("b", b), ("the gallery", gallery)):
-        if images is not None: _refuse_blank(images, name)
     if gallery is not None and not 2 <= top_k <= len(gallery) + 1: raise ValueError(f"top_k is {top_k}; expected 2 to {len(gallery) + 1}: the other image, and some of a gallery of {len(gallery)}")
     if model.training: raise ValueError("the model is in training mode; call model.eval() first")
     features = [model.features(model.preprocess(images)) for images in (a, b)]
+    for name, images in (("a", a), ("b", b), ("the gallery", gallery)):
+        if images is not None: _refuse_blank(images, name)
     unit = [normalize(model.backbone.output_layer(each)) for each in features]
     others = unit[0][:0] if gallery is None else model.embed(gallery)
     sides = [_side(model, f, mine, theirs, others, top_k, options) for f, mine, theirs in zip(features, unit, reversed(unit))]
@@ -62,7 +62,7 @@ def explain_pair(
 
 def _refuse_blank(images: Tensor, name: str) -> None:
     "Refuse images that cannot hold a face."
-    blank = (images.flatten(1).amax(1) == images.flatten(1).amin(1)).nonzero()
+    blank = (images.flatten(2).amax(2) == images.flatten(2).amin(2)).all(1).nonzero()
     if len(blank): raise ValueError(f"image {blank[0, 0]} of {name} is of one colour: there is no face in it")
 
 # %% ../nbs/08_pairs.ipynb #e81edc1e
@@ -82,15 +82,17 @@ def _directions(model: FaceRecognizer, unit: Tensor) -> PoolHead:
     head.classifier.scale, head.classifier.weight = 1.0, nn.Parameter(unit)
     return head
 
-# %% ../nbs/08_pairs.ipynb #fd6624b6
+# %% ../nbs/08_pairs.ipynb #c95a97d1
 def plot_pairs(
     pairs: PairExplanation,
     a: Tensor,  # (B, 3, H, W), uint8 RGB
     b: Tensor,  # (B, 3, H, W)
 ) -> Figure:
-    "Draw pairs in columns: both images, each above its map; red adds to the similarity, blue takes from it."
+    "Draw pairs in columns: both images, each above its map and, with a gallery, SDD; red adds to the similarity, blue takes from it."
     bound = float(torch.stack([pairs.a.map, pairs.b.map]).abs().max())
-    upper = [*a, *(each / bound for each in pairs.a.map)]
-    lower = [*b, *(each / bound for each in pairs.b.map)]
-    titles = [f"cosine {value:.2f}" for value in pairs.cosine.tolist()]
-    return show_images(upper + lower, titles, columns=len(a), signed=True, bound=1)
+    shown = []
+    for images, side in ((a, pairs.a), (b, pairs.b)):
+        shown += [*images, *(each / bound for each in side.map)]
+        if side.sdd is not None: shown += [overlay(*each) for each in zip(images, side.sdd.map)]
+    columns = len(a) if len(a) > 1 else len(shown) // 2  # a single pair lies in two rows
+    return show_images(shown, [f"cosine {value:.2f}" for value in pairs.cosine.tolist()], columns=columns, signed=True, bound=1)

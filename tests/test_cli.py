@@ -1,4 +1,4 @@
-"""The command `sdd-face` itself, `sdd-face explain` and `sdd-face facescrub`."""
+"""The command `sdd-face` itself, `sdd-face explain`, `sdd-face explain-pair` and `sdd-face facescrub`."""
 import re
 import subprocess
 import sys
@@ -54,8 +54,8 @@ def face(folder: Path) -> Path:
 
 def test_help_tells_about_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
-    assert status == 0 and all(command in out for command in ("reproduce", "explain", "facescrub"))
-    for command in ("reproduce", "explain", "facescrub download", "facescrub align"): assert run(capsys, *command.split(), "--help")[0] == 0
+    assert status == 0 and all(command in out for command in ("reproduce", "explain", "explain-pair", "facescrub"))
+    for command in ("reproduce", "explain", "explain-pair", "facescrub download", "facescrub align"): assert run(capsys, *command.split(), "--help")[0] == 0
 
 
 def test_version(capsys):
@@ -135,6 +135,54 @@ def test_refused(capsys, folder: Path, arguments: str, reason: str):
     (folder / "note.jpg").write_text("a letter")
     assert_refused(run(capsys, "explain", *arguments.split()), reason)
     assert [path.name for path in folder.iterdir()] == ["note.jpg"]
+
+
+# explain-pair
+
+@pytest.fixture
+def two(folder: Path) -> list[str]:
+    """Save two faces of one drawn person, a small gallery of others, and what is no face."""
+    drawn = draw_faces(make_people(5, seed=0), images=2, seed=5)
+    (folder / "others").mkdir()
+    for i, pixels in enumerate(drawn.images.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(folder / (f"{'ab'[i]}.png" if i < 2 else f"others/{i}.png"))
+    Image.new("RGB", (300, 300), "green").save(folder / "green.png")
+    (folder / "note.jpg").write_text("a letter")
+    return ["a.png", "b.png"]
+
+
+def test_explains_a_pair(capsys, two: list[str]):
+    status, out, err = run(capsys, "explain-pair", *two)
+    assert (status, err) == (0, "") and re.fullmatch(r"pair.png: a.png and b.png, cosine 0\.[5-9]\d\n", out)
+    assert run(capsys, "explain-pair", *two, "--gallery", "others", "--out", "rich.png")[0] == 0
+    with Image.open("pair.png") as plain, Image.open("rich.png") as rich: assert rich.width > plain.width
+
+
+def test_a_photograph_is_aligned_first(capsys, two: list[str], folder: Path):
+    pytest.importorskip("mtcnnruntime", reason="the extra align is not installed")
+    wide = Image.new("RGB", (400, 300), "grey")
+    with Image.open("a.png") as face: wide.paste(face.resize((224, 224)), (120, 40))
+    wide.save(folder / "photo.png")
+    status, out, _ = run(capsys, "explain-pair", "photo.png", "b.png", "--align")
+    assert status == 0 and float(out.split()[-1]) > 0.5
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ("a.png green.png", "image 0 of b is of one colour: there is no face in it"),
+    ("a.png nobody.png", "nobody.png: no such file"),
+    ("a.png note.jpg", "note.jpg: not an image"),
+    ("a.png b.png --gallery nowhere", "nowhere: no images; expected a folder of faces"),
+    ("a.png b.png --model note.jpg", "note.jpg: damaged, cut short or not a weights file"),
+    ("a.png b.png --model packaged --color bgr", "color is 'rgb', but 'bgr' was asked for"),
+])
+def test_a_pair_is_refused(capsys, two: list[str], arguments: str, reason: str):
+    assert_refused(run(capsys, "explain-pair", *arguments.split()), reason)
+    assert not Path("pair.png").exists()
+
+
+def test_a_photograph_without_a_face_is_refused(capsys, two: list[str]):
+    pytest.importorskip("mtcnnruntime", reason="the extra align is not installed")
+    assert_refused(run(capsys, "explain-pair", "a.png", "green.png", "--align"), "green.png: no face was found")
 
 
 # facescrub
