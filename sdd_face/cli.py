@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/cli.ipynb #d6faa468
+# %% ../nbs/cli.ipynb #8884ba1f
 import argparse
 import sys
 from collections import Counter
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sdd_face
+from .together import by_writer, is_writer, rank
 
 # %% ../nbs/cli.ipynb #7cc10707
 class _Parser(argparse.ArgumentParser):
@@ -32,12 +33,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_facescrub(commands)
     return parser
 
-# %% ../nbs/cli.ipynb #15c8c85f
+# %% ../nbs/cli.ipynb #a692b97a
 def _add_reproduce(commands: argparse._SubParsersAction) -> None:
     "Describe `sdd-face reproduce`."
     about = "Run the numbered notebooks: every figure and table of the paper. Run it again after an interruption; what is done is not repeated."
     command = commands.add_parser("reproduce", help="make every figure and table of the paper", description=about, allow_abbrev=False)
-    command.add_argument("--profile", default="quick", metavar="quick|facescrub", help="drawn faces in minutes (default), or the paper's settings")
+    command.add_argument("--profile", default="quick", metavar="quick|facescrub|paper_size",
+                         help="drawn faces in minutes (default), the paper's settings, or the paper's size on drawn faces")
     command.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="set a parameter of the notebooks, such as -p data FOLDER -p weights FILE -p device cpu; may be repeated")
     command.add_argument("--run", metavar="NAME", help="keep the run in runs/NAME (default: quick, or the profile's)")
@@ -103,7 +105,7 @@ def _add_align(steps: argparse._SubParsersAction) -> None:
     command.add_argument("--missing", default="skip", metavar="skip|box", help="leave out a face without landmarks (default), or crop its box")
     command.set_defaults(action=_align, again="the same command continues where it stopped")
 
-# %% ../nbs/cli.ipynb #bff4c924
+# %% ../nbs/cli.ipynb #7c91119b
 def _say(message: object, status: int) -> int:
     "Tell the user, on stderr, and give the exit status."
     print(f"sdd-face: {message}", file=sys.stderr)
@@ -117,10 +119,11 @@ def _reproduce(options: argparse.Namespace) -> int:
         from sdd_face.reproduce import plan_run, reproduce
     except ModuleNotFoundError as error:
         return _say(f"{error.name.partition('.')[0]} is not installed; pip install 'sdd_face[notebooks]'", 2)
-    try: plan = plan_run(options.profile, dict(options.parameters), options.run, options.figures)
-    except (ValueError, OSError) as error: return _say(error, 2)
-    try: print(reproduce(plan))
-    except (NotebookFailed, OSError) as error: return _say(error, 1)
+    try: plan = by_writer(lambda: plan_run(options.profile, dict(options.parameters), options.run, options.figures))
+    except (ValueError, OSError) as error: return _say(error, 2) if is_writer() else 2
+    try: made = reproduce(plan)
+    except (NotebookFailed, OSError) as error: return _say(error if is_writer() else f"process {rank()}: {error}", 1)
+    if is_writer(): print(made)
     return 0
 
 # %% ../nbs/cli.ipynb #89314a87
@@ -268,11 +271,11 @@ def _align(options: argparse.Namespace) -> int:
     print(f"{options.out}: {_count(row['status'] for row in rows)}; {beside_paper(len(set(made)), len(made))}")
     return 0
 
-# %% ../nbs/cli.ipynb #a2d96611
+# %% ../nbs/cli.ipynb #11337b6f
 def main(
     arguments: Sequence[str] | None = None,  # as typed, without the command's name; None: those of this process
 ) -> int:  # the exit status
     "Run the command `sdd-face`."
     options = _parser().parse_args(arguments)
     try: return options.action(options)
-    except KeyboardInterrupt: return _say(f"interrupted; {options.again}", 130)
+    except KeyboardInterrupt: return _say(f"interrupted; {options.again}", 130) if is_writer() else 130

@@ -6,7 +6,7 @@
 __all__ = ['SIZE', 'HASH_SIDE', 'MIN_SIDE', 'MAX_PIXELS', 'UNREADABLE', 'RECIPE', 'Faces', 'near_duplicates', 'load_faces',
            'split_sizes', 'split_faces']
 
-# %% ../nbs/01_data.ipynb #f7f48e82
+# %% ../nbs/01_data.ipynb #03e185c0
 import csv
 import json
 import mimetypes
@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from .files import atomic_path, project_path
 from .synthetic import draw_faces, make_people
+from .together import wait, writer_first
 
 # %% ../nbs/01_data.ipynb #9a2f648b
 SIZE = 112  # pixels, the side of every face
@@ -180,7 +181,7 @@ def _find_images(folder: Path, people: list[str]) -> tuple[dict[str, list[int]],
         elif not path.is_dir(): skipped.append((file, "not in the folder of a person"))
     return found, skipped
 
-# %% ../nbs/01_data.ipynb #7fd94d5f
+# %% ../nbs/01_data.ipynb #464ee944
 RECIPE = 1  # rises when `_decode` gives other pixels; older caches then no longer count
 
 
@@ -188,12 +189,13 @@ def _read_images(folder: Path, found: dict[str, list[int]]) -> tuple[Tensor, dic
     "Give the pixels of all files that can be read, in order, and the reason for each other one."
     root = project_path(os.environ.get("SDD_FACE_CACHE") or user_cache_path("sdd_face"))
     cache = root / sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    reasons = _open_cache(cache, found)
-    if reasons is None:
-        try: reasons = _fill_cache(cache, folder, found)
-        except OSError as error:
-            advice = "set SDD_FACE_CACHE to a folder that can be written and has room"
-            raise OSError(f"{cache}: cannot keep the decoded images here ({error}); {advice}") from error
+    with writer_first():  # of several processes, one decodes
+        reasons = _open_cache(cache, found)
+        if reasons is None:
+            try: reasons = _fill_cache(cache, folder, found)
+            except OSError as error:
+                advice = "set SDD_FACE_CACHE to a folder that can be written and has room"
+                raise OSError(f"{cache}: cannot keep the decoded images here ({error}); {advice}") from error
     shape = (len(found) - len(reasons), 3, SIZE, SIZE)
     if shape[0] == 0: return torch.empty(shape, dtype=torch.uint8), reasons  # nothing cannot be mapped
     return torch.from_numpy(np.memmap(cache / "images.bin", np.uint8, "c", shape=shape)), reasons
@@ -349,10 +351,11 @@ def _fill(room: int, left: dict[int, int]) -> list[int]:
         del left[taken[0]]
     return taken
 
-# %% ../nbs/01_data.ipynb #6652365d
+# %% ../nbs/01_data.ipynb #20ec3924
 def _write_split(faces: Faces, sides: Iterable[str], path: Path) -> None:
     "Write which image is on which side."
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
         rows = csv.writer(lines)
         rows.writerow(["file", "name", "group", "split"])
         rows.writerows(zip(faces.files, (faces.names[label] for label in faces.labels.tolist()), faces.groups.tolist(), sides))
+    wait()

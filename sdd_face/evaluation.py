@@ -6,9 +6,11 @@
 __all__ = ['FIXED_OFFSET', 'SCHEMES', 'PAPER', 'METRICS', 'top_mask', 'random_masks', 'filling', 'Evaluation', 'evaluate',
            'bootstrap', 'table_rows', 'table_markdown', 'write_table', 'plot_masking']
 
-# %% ../nbs/06_evaluation.ipynb #7bf3c187
+# %% ../nbs/06_evaluation.ipynb #40bd9676
 import os
 from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
 
 import torch
 from matplotlib.figure import Figure
@@ -21,6 +23,7 @@ from .files import atomic_path, project_path, write_rows
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 from .sdd import explain_features
+from .together import deal, gather, is_writer, rank, world
 
 # %% ../nbs/06_evaluation.ipynb #81831893
 def top_mask(
@@ -50,7 +53,7 @@ def _resize(heat: Tensor, size: tuple[int, int]) -> Tensor:
     if heat.shape[1:] == size: return heat
     return torch.nn.functional.interpolate(heat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/06_evaluation.ipynb #511d2df2
+# %% ../nbs/06_evaluation.ipynb #70c0132c
 FIXED_OFFSET = (-10, 67)  # rows and columns; one offset for all images, as in later published code of the paper's first author
 
 
@@ -61,18 +64,27 @@ def random_masks(
     generator: torch.Generator | None = None,  # on the CPU
 ) -> Tensor:  # (draws, B, H, W), bool, each as large as its mask
     "Draw random masks of the same size. ValueError for an unknown kind."
-    count, height, width = mask.shape
+    return _same_size_masks(mask, kind, _uniform(len(mask), kind, draws, mask.shape[1:], generator))
+
+
+def _uniform(count: int, kind: str, draws: int, size: tuple[int, int], generator: torch.Generator | None) -> Tensor:  # (count, draws, ...)
+    "Draw the numbers that the random masks of so many faces are made of."
+    shapes = {"rolled": (2,), "fixed_offset": (0,), "map": (7, 7), "pixels": size}
+    if kind not in shapes: raise ValueError(f"random is {kind!r}; expected 'rolled', 'fixed_offset', 'map' or 'pixels'")
+    return torch.rand(count, draws, *shapes[kind], generator=generator)
+
+
+def _same_size_masks(mask: Tensor, kind: str, chance: Tensor) -> Tensor:  # (draws, B, H, W)
+    "Make masks as large as the given ones out of uniform numbers (B, draws, ...)."
+    (count, height, width), draws, chance = mask.shape, chance.shape[1], chance.to(mask.device)
     if kind == "fixed_offset": return mask.roll(FIXED_OFFSET, (1, 2)).expand(draws, *mask.shape)
     if kind == "rolled":
-        offset = (torch.rand(count, draws, 2, generator=generator) * torch.tensor([height, width])).long().to(mask.device)
+        offset = (chance * torch.tensor([height, width], device=mask.device)).long()
         rows = (torch.arange(height, device=mask.device) - offset[..., :1]) % height  # (B, draws, H)
         columns = (torch.arange(width, device=mask.device) - offset[..., 1:]) % width
         face = torch.arange(count, device=mask.device)[:, None, None, None]
         return mask[face, rows[..., None], columns[:, :, None]].transpose(0, 1)
-    if kind not in ("map", "pixels"): raise ValueError(f"random is {kind!r}; expected 'rolled', 'fixed_offset', 'map' or 'pixels'")
-    size = (7, 7) if kind == "map" else (height, width)
-    noise = torch.rand(count, draws, *size, generator=generator).to(mask.device).transpose(0, 1)
-    return torch.stack([_same_size(_resize(heat, (height, width)), mask) for heat in noise])
+    return torch.stack([_same_size(_resize(heat, (height, width)), mask) for heat in chance.transpose(0, 1)])
 
 # %% ../nbs/06_evaluation.ipynb #241c3831
 def _same_size(heat: Tensor, mask: Tensor) -> Tensor:
@@ -93,7 +105,7 @@ def filling(
     if fill == "blur": return gaussian_blur(model.preprocess(images), [61, 61], [10.0, 10.0])
     raise ValueError(f"fill is {fill!r}; expected 'black', 'grey' or 'blur'")
 
-# %% ../nbs/06_evaluation.ipynb #862c65fe
+# %% ../nbs/06_evaluation.ipynb #58e801f4
 SCHEMES = ("deletion", "retention")
 
 
@@ -106,9 +118,15 @@ class Evaluation:
     masked_confidence: dict[tuple[str, str], Tensor]  # (scheme, map) -> (N, draws): how sure it is of the same class, after
     masked_prediction: dict[tuple[str, str], Tensor]  # (scheme, map) -> (N, draws): who it says it is, after
     options: dict  # how it was measured
+    seconds: float = 0.0  # that it took
 
     @property
     def maps(self) -> list[str]: return list(dict.fromkeys(name for _, name in self.masked_confidence))
+
+    @property
+    def passes(self) -> int:
+        "Give the number of forward passes for each face."
+        return 1 + sum(after.shape[1] for after in self.masked_confidence.values())
 
     def drop(self, scheme: str, name: str, relative: bool = False) -> Tensor:  # (N,), mean over the draws
         "Give the fall of confidence in the originally predicted class: signed points of probability (0 to 1), or relative to the original."
@@ -120,7 +138,7 @@ class Evaluation:
         before = self.predicted if of == "prediction" else self.labels
         return (self.masked_prediction[scheme, name] != before[:, None]).float().mean(1)
 
-# %% ../nbs/06_evaluation.ipynb #73352866
+# %% ../nbs/06_evaluation.ipynb #ac1ab48e
 @torch.inference_mode()
 def evaluate(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -138,23 +156,30 @@ def evaluate(
     "Measure deletion and retention (paper, section 5) of SDD and of controls. ValueError for options that do not fit."
     if model.training: raise ValueError("the model is in training mode; call model.eval() first")
     if not len(faces): raise ValueError("no faces to evaluate")
-    generator, parts = torch.Generator().manual_seed(seed), []
-    settings = {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
-    for index in tqdm(torch.arange(len(faces)).split(batch_size), desc="deletion and retention", leave=False):
-        images = model.crop(faces.images[index])
-        x = model.preprocess(images)
-        features = model.features(x)
-        logits = model.head(features)
-        mask = _sdd_mask(model, features, logits, cut, rule, options)
-        masks = {"sdd": mask[None], "random": random_masks(mask, random, draws, generator)}
-        masks |= {name: model.crop(fixed).to(mask.device).expand_as(mask)[None] for name, fixed in (fixed_masks or {}).items()}
-        parts.append(_outcomes(model, x, logits, masks, filling(model, images, fill)))
+    start, settings = perf_counter(), {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
+    batches, generator = faces.images.split(batch_size), torch.Generator().manual_seed(seed)
+    chances = (_uniform(len(images), random, draws, model.backbone.size, generator) for images in batches)
+    mine = islice(zip(batches, chances), rank(), None, world())  # the numbers of other processes' faces are drawn all the same
+    bar = tqdm(mine, desc="deletion and retention", total=len(deal(batches)), leave=False, disable=not is_writer())
+    parts = gather(lambda: [_measure(model, images, chance, fixed_masks or {}, cut, rule, fill, random, options) for images, chance in bar])
     confidence, predicted, after, said = zip(*parts)
     keys = list(after[0])
     return Evaluation(faces.labels, torch.cat(predicted), torch.cat(confidence), {key: torch.cat([part[key] for part in after]) for key in keys},
-                      {key: torch.cat([part[key] for part in said]) for key in keys}, settings)
+                      {key: torch.cat([part[key] for part in said]) for key in keys}, settings, perf_counter() - start)
 
-# %% ../nbs/06_evaluation.ipynb #274f4f81
+# %% ../nbs/06_evaluation.ipynb #49cd4d98
+def _measure(model: FaceRecognizer, images: Tensor, chance: Tensor, fixed_masks: dict, cut: float, rule: str, fill: str, random: str, options: dict) -> tuple[Tensor, Tensor, dict, dict]:
+    "Explain one batch, cover it in every way, and tell what the network says."
+    images = model.crop(images.to(model.device))
+    x = model.preprocess(images)
+    features = model.features(x)
+    logits = model.head(features)
+    mask = _sdd_mask(model, features, logits, cut, rule, options)
+    masks = {"sdd": mask[None], "random": _same_size_masks(mask, random, chance)}
+    masks |= {name: model.crop(fixed).to(mask.device).expand_as(mask)[None] for name, fixed in fixed_masks.items()}
+    return _outcomes(model, x, logits, masks, filling(model, images, fill))
+
+
 def _sdd_mask(model: FaceRecognizer, features: Tensor, logits: Tensor, cut: float, rule: str, options: dict) -> Tensor:
     "Choose the top pixels of the SDD maps; the divergence has their order without the underflow of the exponential."
     result = explain_features(model, features, logits, **options | ({"size": None} if rule == "dilated" else {})).sdd

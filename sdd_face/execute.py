@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SameInterpreter', 'StepWatch', 'NotebookFailed', 'execute']
 
-# %% ../nbs/execute.ipynb #c8a85e92
+# %% ../nbs/execute.ipynb #2271484f
 import os
 import re
 from collections.abc import Mapping
@@ -22,14 +22,17 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
 
 from .parameters import Value
+from .together import is_writer, kernel_environment
 
-# %% ../nbs/execute.ipynb #f3e708ed
+# %% ../nbs/execute.ipynb #8abaa901
 class SameInterpreter(AsyncKernelManager):
     "Start kernels in the interpreter that runs this, whatever kernels are installed."
+    environment = {}  # variables that a kernel gets besides those of this process
+
     @property
     def kernel_spec(self) -> KernelSpec:
         "Describe that one kernel."
-        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(["--InteractiveShellApp.ignore_cwd=True", "--log-level=CRITICAL"]))
+        return KernelSpec(resource_dir=RESOURCES, env=self.environment, **get_kernel_dict(["--InteractiveShellApp.ignore_cwd=True", "--log-level=CRITICAL"]))
 
 # %% ../nbs/execute.ipynb #a42b45d3
 class StepWatch:
@@ -60,7 +63,7 @@ class StepWatch:
 class NotebookFailed(RuntimeError):
     "A cell raised an error; the message says which, and where the executed copy is."
 
-# %% ../nbs/execute.ipynb #a7f1f6da
+# %% ../nbs/execute.ipynb #3e47af52
 def _failure(error: PapermillExecutionError | DeadKernelError, watch: StepWatch, executed: Path) -> str:
     "Tell in a few lines which cell failed, and why."
     lines = [f"{watch.notebook} failed in the step {watch.step!r}"]
@@ -69,9 +72,9 @@ def _failure(error: PapermillExecutionError | DeadKernelError, watch: StepWatch,
         if marked: lines.append(f"    {marked[1].strip()}")
         lines.append(f"{error.ename}: {shorten(error.evalue, 500)}")
     else: lines.append("its kernel died; perhaps there was not enough memory")
-    return "\n".join([*lines, f"The executed notebook: {os.path.relpath(executed)}"])
+    return "\n".join([*lines, f"The executed notebook: {os.path.relpath(executed)}"] if is_writer() else lines)
 
-# %% ../nbs/execute.ipynb #7a0d9f49
+# %% ../nbs/execute.ipynb #40b05e4d
 def execute(
     notebook: Path,  # with a cell tagged "parameters"
     parameters: Mapping[str, Value],  # what it is given instead of its defaults
@@ -80,14 +83,15 @@ def execute(
 ) -> dict[str, float]:  # seconds of each step in the notebook
     "Run one notebook in a kernel of its own; NotebookFailed if a cell fails."
     watch = StepWatch(notebook.stem, bar)
-    partial = executed.with_name(f".partial-{executed.name}")
-    source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial))  # papermill formats paths
     watching = {"progress_bar": False, "on_cell_start": watch.cell_start, "on_cell_executed": watch.cell_executed}
-    kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": SameInterpreter}
-    try:
-        papermill.execute_notebook(source, target, dict(parameters), autosave_cell_every=0, **watching, **kernel)
-    except (PapermillExecutionError, DeadKernelError) as error:
-        raise NotebookFailed(_failure(error, watch, executed)) from error
-    finally:
-        if partial.exists(): partial.replace(executed)
+    with kernel_environment(notebook.stem) as environment:
+        partial = Path(environment.get("SDD_FACE_OWN", executed.parent)) / f".partial-{executed.name}"
+        source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial))  # papermill formats paths
+        kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": type("Kernel", (SameInterpreter,), {"environment": environment})}
+        try:
+            papermill.execute_notebook(source, target, dict(parameters), autosave_cell_every=0, **watching, **kernel)
+        except (PapermillExecutionError, DeadKernelError) as error:
+            raise NotebookFailed(_failure(error, watch, executed)) from error
+        finally:
+            if is_writer() and partial.exists(): partial.replace(executed)
     return watch.seconds

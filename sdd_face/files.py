@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['project_path', 'atomic_path', 'write_rows']
 
-# %% ../nbs/files.ipynb #3cfe748f
+# %% ../nbs/files.ipynb #9e31f89e
 import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from .together import may_write
 
 # %% ../nbs/files.ipynb #79749249
 def project_path(
@@ -22,18 +24,18 @@ def project_path(
     root = here.parent if here.name == "nbs" and (here.parent / "settings.ini").exists() else here
     return root / Path(path).expanduser()
 
-# %% ../nbs/files.ipynb #daef7f32
+# %% ../nbs/files.ipynb #76adce0d
 @contextmanager
 def atomic_path(
     path: str | os.PathLike,  # the file to be written; its folder is made if it is missing
 ) -> Iterator[Path]:
-    "Give a temporary path beside `path`, which takes its name when the block ends well and vanishes when it does not."
+    "Give a temporary path beside `path`, which takes its name when the block ends well and vanishes when it does not, or when another process writes."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
-        temporary.replace(path)
+        if may_write(path): temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

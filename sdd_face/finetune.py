@@ -6,26 +6,32 @@
 __all__ = ['QUICK', 'predict', 'accuracy', 'Training', 'start_training', 'differences', 'run_epoch', 'finetune', 'Run',
            'prepare_run', 'one_of_each', 'write_metrics']
 
-# %% ../nbs/03_finetune.ipynb #a85ad0bd
+# %% ../nbs/03_finetune.ipynb #5aa9e125
 import csv
 import json
 import math
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .batch_norm import shared_batch_norms
 from .data import Faces, load_faces, split_faces
 from .files import atomic_path, project_path, write_rows
 from .model import FaceRecognizer, best_device, load_recognizer, read_record, save_recognizer
+from .speed import throughput
+from .together import add_up, agree, deal, gather, is_writer, may_write, rank, wait, world, writer_first
 
-# %% ../nbs/03_finetune.ipynb #a92283af
+# %% ../nbs/03_finetune.ipynb #2ee82174
 @torch.inference_mode()
 def predict(
     model: FaceRecognizer,  # in evaluation mode
@@ -34,7 +40,7 @@ def predict(
 ) -> Tensor:  # (N, C), logits, on the CPU
     "Give the logits of many faces, a batch at a time."
     if model.training: raise ValueError("the model is in training mode; call model.eval() first")
-    return torch.cat([model(model.preprocess(batch)).float().cpu() for batch in images.split(batch_size)])
+    return torch.cat(gather(lambda: [model(model.preprocess(batch)).float().cpu() for batch in deal(images.split(batch_size))]))
 
 
 def accuracy(
@@ -44,13 +50,14 @@ def accuracy(
     "Give the share of faces whose most probable person is the right one."
     return float((predict(model, faces.images).argmax(1) == faces.labels).float().mean())
 
-# %% ../nbs/03_finetune.ipynb #5d58c0b4
+# %% ../nbs/03_finetune.ipynb #d49fb991
 @dataclass
 class Training:
     "All that changes from one epoch to the next, and what it is done with."
     model: FaceRecognizer
+    features: Callable[[Tensor], Tensor]  # the model's, perhaps compiled
     images: Tensor  # (N, 3, 112, 112) uint8; or, for the head alone, (N, E): embeddings
-    labels: Tensor  # (N,)
+    labels: Tensor  # (N,), beside the images
     recipe: dict
     seed: int
     optimizer: torch.optim.Optimizer
@@ -58,34 +65,53 @@ class Training:
     file: Path | None  # the checkpoint
     history: list[dict] = field(default_factory=list)  # a row for each epoch that is done
 
-# %% ../nbs/03_finetune.ipynb #ab3329b4
+# %% ../nbs/03_finetune.ipynb #e71b67b9
 def start_training(
     model: FaceRecognizer,  # in evaluation mode, on its device; changed in place
     train: Faces,
     recipe: dict,  # epochs, learning_rate, step_size, gamma, batch_size, layers
     seed: int = 0,
     folder: Path | None = None,  # of the checkpoint; None: nothing is kept
+    compile: str = "no",  # see `finetune`
 ) -> Training:
     "Begin a fine-tuning, or go back to the last whole epoch of one that was killed."
     if train.labels.max() >= len(model.names): raise ValueError(f"label {train.labels.max()} is outside the model, which knows {len(model.names)} people (0 to {len(model.names) - 1})")
     whole = recipe["layers"] == "all"
-    optimizer = torch.optim.AdamW((model if whole else model.head.classifier).parameters(), recipe["learning_rate"])
+    parameters = (model if whole else model.head.classifier).parameters()
+    optimizer = torch.optim.AdamW(parameters, recipe["learning_rate"], fused=True if model.device.type == "cuda" else None)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe["step_size"], recipe["gamma"])
-    images = train.images if whole else _embeddings(model, train.images)
-    training = Training(model, images, train.labels, recipe, seed, optimizer, schedule, folder / "checkpoint.pt" if folder else None)
-    if training.file and training.file.exists(): _resume(training)
+    images = _near(train.images if whole else _embeddings(model, train.images), model.device)
+    file = folder / "checkpoint.pt" if folder else None
+    training = Training(model, _compiled(model, compile), images, train.labels.to(images.device), recipe, seed, optimizer, schedule, file)
+    if agree(file is not None and file.exists()): _resume(training)
     return training
+
+
+def _near(images: Tensor, device: torch.device) -> Tensor:
+    "Put all images on a GPU if they take up no more than a quarter of what is free there."
+    fits = device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
+    return images.to(device) if fits else images
 
 
 @torch.inference_mode()
 def _embeddings(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, E)
     "Give the embeddings of all faces: all that a classifier sees of them."
-    return torch.cat([model.head.embedding(model.features(model.preprocess(batch)).float()).cpu() for batch in images.split(128)])
+    return torch.cat(gather(lambda: [model.head.embedding(model.features(model.preprocess(batch)).float()).cpu() for batch in deal(images.split(128))]))
 
-# %% ../nbs/03_finetune.ipynb #3d6e5c41
+# %% ../nbs/03_finetune.ipynb #3aa64738
+def _compiled(model: FaceRecognizer, compile: str) -> Callable[[Tensor], Tensor]:
+    "Give the network's feature maps as a function, compiled if asked for or, with \"auto\", if the device gains by it."
+    if compile not in ("auto", "yes", "no"): raise ValueError(f"compile is {compile!r}; expected 'auto', 'yes' or 'no'")
+    if compile == "yes" and world() > 1: raise ValueError(f"compile is 'yes' in {world()} processes, whose batch norms cannot be compiled; expected 'auto' or 'no'")
+    gains = world() == 1 and model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (7, 0) and find_spec("triton") is not None
+    if compile == "no" or compile == "auto" and not gains: return model.features
+    if compile == "auto": torch._dynamo.config.suppress_errors = True  # without a C compiler it goes on uncompiled
+    return torch.compile(model.features)
+
+# %% ../nbs/03_finetune.ipynb #dfbcfd21
 def _save(t: Training) -> None:
     "Write the history, and all that the next epoch starts from."
-    if not t.file: return
+    if not (t.file and may_write(t.file)): return
     write_rows(t.history, t.file.with_name("history.csv"))
     state = {"model": t.model.state_dict(), "optimizer": t.optimizer.state_dict(), "schedule": t.schedule.state_dict()}
     with atomic_path(t.file) as temporary: torch.save(state | {"history": t.history, "recipe": t.recipe}, temporary)
@@ -106,27 +132,37 @@ def differences(old: dict, new: dict) -> str:
     "Say which settings differ."
     return ", ".join(f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name))
 
-# %% ../nbs/03_finetune.ipynb #b7b3ffb4
+# %% ../nbs/03_finetune.ipynb #be148d46
 def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
     "Learn from every training face once; give the mean loss and the share that was right on the way."
-    model, device, whole = t.model, t.model.device, t.recipe["layers"] == "all"
-    order = torch.randperm(len(t.labels), generator=torch.Generator().manual_seed(t.seed * 1_000_003 + len(t.history)))
-    loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device)
-    model.train(whole)
-    for index in order.split(t.recipe["batch_size"]):
-        batch, labels = t.images[index], t.labels[index].to(device, non_blocking=True)
-        with _mixed_precision(device):
-            logits = model(model.preprocess(batch)) if whole else model.head.classifier(batch.to(device))
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+    parameters = [parameter for group in t.optimizer.param_groups for parameter in group["params"]]
+    order = torch.randperm(len(t.labels), generator=torch.Generator().manual_seed(t.seed * 1_000_003 + len(t.history))).to(t.images.device)
+    sums = torch.zeros(2, device=t.model.device)  # loss, hits
+    t.model.train(t.recipe["layers"] == "all")
+    for batch in order.split(t.recipe["batch_size"]):
+        index = deal(batch)
+        logits, labels = _logits(t, index), t.labels[index].to(t.model.device, non_blocking=True)
+        loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
         t.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss / len(batch)).backward()
+        add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         t.optimizer.step()
-        loss_sum += loss.detach() * len(index)
-        right += (logits.detach().argmax(1) == labels).sum()
-        progress.update(len(index))
+        sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
+        progress.update(len(batch))
     t.schedule.step()
-    model.eval()
-    return float(loss_sum) / len(order), float(right) / len(order)
+    t.model.eval()
+    add_up([sums])
+    loss, right = (sums / len(order)).tolist()
+    return loss, right
+
+
+def _logits(t: Training, index: Tensor) -> Tensor:
+    "Give the logits of some training faces, perhaps of none."
+    images = t.images[index if len(index) else slice(1)].to(t.model.device, non_blocking=True)
+    with _mixed_precision(t.model.device):
+        if t.recipe["layers"] == "head": return t.model.head.classifier(images[: len(index)])
+        full = len(index) == len(deal(range(t.recipe["batch_size"])))  # the last batch is not worth a compilation of its own
+        return t.model.head((t.features if full else t.model.features)(t.model.preprocess(images)[: len(index)]))
 
 
 def _mixed_precision(device: torch.device) -> AbstractContextManager:
@@ -134,18 +170,28 @@ def _mixed_precision(device: torch.device) -> AbstractContextManager:
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast("cuda", torch.bfloat16) if fast else nullcontext()
 
-# %% ../nbs/03_finetune.ipynb #6f161ec2
+
+@contextmanager
+def _seeded(t: Training) -> Iterator[None]:
+    "Let chance in the network (dropout) depend on the seed, the epoch and the process alone."
+    with torch.random.fork_rng([t.model.device] if t.model.device.type == "cuda" else []):
+        torch.manual_seed((t.seed * 1_000_003 + len(t.history)) * world() + rank())
+        yield
+
+# %% ../nbs/03_finetune.ipynb #18e31010
 def run_epoch(t: Training, val: Faces, progress: tqdm) -> None:
     "Learn from every training face once, look at the validation faces, and save; FloatingPointError if the loss diverges."
     start, rate, number = time.perf_counter(), t.schedule.get_last_lr()[0], len(t.history) + 1
-    loss, right = _learn(t, progress)
+    with _seeded(t), shared_batch_norms(t.model): loss, right = _learn(t, progress)
+    pace = len(t.labels) / (time.perf_counter() - start)
     if not math.isfinite(loss): raise FloatingPointError(f"the loss is {loss} in epoch {number}; try a lower learning_rate than {t.recipe['learning_rate']}")
-    seen = accuracy(t.model, val) if len(val) else math.nan
-    t.history.append({"epoch": number, "learning_rate": rate, "loss": loss, "train_accuracy": right, "val_accuracy": seen, "seconds": time.perf_counter() - start})
+    with _mixed_precision(t.model.device): seen = accuracy(t.model, val) if len(val) else math.nan
+    t.history.append({"epoch": number, "learning_rate": rate, "loss": loss, "train_accuracy": right, "val_accuracy": seen,
+                      "images_per_second": pace, "seconds": time.perf_counter() - start})
     progress.set_postfix(loss=f"{loss:.3f}", val=f"{seen:.1%}")
     _save(t)
 
-# %% ../nbs/03_finetune.ipynb #c183c420
+# %% ../nbs/03_finetune.ipynb #0a123eaa
 def finetune(
     model: FaceRecognizer,  # changed in place; moved to the device
     train: Faces,
@@ -159,12 +205,15 @@ def finetune(
     layers: str = "all",  # "all", or "head": the network is frozen
     seed: int = 0,  # of the order of the images
     device: str = "auto",
+    compile: str = "auto",  # the network: "yes", "no", or "auto": on CUDA, in one process
 ) -> FaceRecognizer:  # in evaluation mode
     "Fine-tune by the paper's recipe (section 4.1), continuing where a killed run stopped; FloatingPointError if the loss diverges."
     if layers not in ("all", "head"): raise ValueError(f"layers is {layers!r}; expected 'all' or 'head'")
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "step_size": step_size, "gamma": gamma, "batch_size": batch_size, "layers": layers}
-    training = start_training(model.to(best_device(device)).eval(), train, recipe, seed, Path(folder) if folder else None)
-    with tqdm(total=epochs * len(train), initial=len(training.history) * len(train), unit=" faces", desc="fine-tuning") as progress:
+    if best_device(device).type == "cuda": torch.backends.cudnn.benchmark = True  # all batches have one size: try once which convolution is fastest
+    training = start_training(model.to(best_device(device)).eval(), train, recipe, seed, Path(folder) if folder else None, compile)
+    bar = tqdm(total=epochs * len(train), initial=len(training.history) * len(train), unit=" faces", desc="fine-tuning", disable=not is_writer())
+    with bar as progress:
         while len(training.history) < epochs: run_epoch(training, val, progress)
     return model.eval()
 
@@ -181,7 +230,7 @@ class Run:
     test: Faces
     folder: Path  # runs/NAME
 
-# %% ../nbs/03_finetune.ipynb #54ef13e6
+# %% ../nbs/03_finetune.ipynb #6687f90c
 def prepare_run(
     run: str = "quick",  # its name: everything is kept in runs/NAME
     data: str = "synthetic",  # "synthetic", or a folder with one folder for each person
@@ -195,29 +244,41 @@ def prepare_run(
     seed: int = 0,
     device: str = "auto",
     recipe: dict | None = None,  # of `finetune`; None: whatever the run was made with, or QUICK
+    compile: str = "auto",  # see `finetune`
 ) -> Run:
     "Open a run, or make it: load and split the faces, fine-tune the model. ValueError if the run was made from something else."
     folder = project_path("runs") / run
-    faces = load_faces(data, people=people, images_per_person=images_per_person, seed=seed)
+    place = best_device(device)
+    faces = load_faces(data, people=people, images_per_person=images_per_person, seed=seed, device=place if place.type == "cuda" else "cpu")
     train, val, test = split_faces(faces, seed=seed, path=folder / "split.csv")
     file = folder / "model.safetensors"
     made_from = {"faces": faces.fingerprint, "arch": arch, "weights": Path(weights).name, "head": head, "classifier": classifier, "seed": seed}
-    if file.exists():
+    if agree(file.exists()):
         kept = read_record(file)["made_from"]
         wanted = made_from | {"recipe": recipe if recipe is not None else kept["recipe"]}
         if kept != wanted: raise ValueError(f"runs/{run} was made from something else ({differences(kept, wanted)}); choose another run name, or delete that folder")
-        return Run(load_recognizer(file).to(best_device(device)), train, val, test, folder)
-    model = load_recognizer(weights, faces.names, arch, color, seed, head, classifier)
+        return Run(load_recognizer(file).to(place), train, val, test, folder)
+    with writer_first(): model = load_recognizer(weights, faces.names, arch, color, seed, head, classifier)
     recipe = recipe if recipe is not None else QUICK
-    finetune(model, train, val, folder, **recipe, seed=seed, device=device)
+    finetune(model, train, val, folder, **recipe, seed=seed, device=device, compile=compile)
     save_recognizer(model, file, made_from=made_from | {"recipe": recipe})
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    if may_write(folder): (folder / "checkpoint.pt").unlink(missing_ok=True)
     with atomic_path(folder / "samples.npy") as temporary: np.save(temporary, one_of_each(train).numpy())
     write_metrics(folder, fingerprint=faces.fingerprint, people=len(faces.names), images=len(faces), train=len(train), val=len(val), test=len(test),
-                  accuracy={"val": accuracy(model, val), "test": accuracy(model, test)})
+                  accuracy={"val": accuracy(model, val), "test": accuracy(model, test)}, training=_pace(folder, model, recipe))
+    wait()
     return Run(model, train, val, test, folder)
 
-# %% ../nbs/03_finetune.ipynb #718ab561
+# %% ../nbs/03_finetune.ipynb #db428bb3
+def _pace(folder: Path, model: FaceRecognizer, recipe: dict) -> dict[str, float]:
+    "Say how long the training took, and how fast an ordinary epoch was."
+    if not (is_writer() and recipe["epochs"]): return {}
+    with open(folder / "history.csv", newline="") as file: rows = list(csv.DictReader(file))
+    speed = throughput(model, median(float(row["images_per_second"]) for row in rows), passes=3)
+    counted = ["images_per_second", "tflop_per_second"] if recipe["layers"] == "all" else ["images_per_second"]
+    return {"seconds": round(sum(float(row["seconds"]) for row in rows), 2)} | {name: speed[name] for name in counted}
+
+
 def one_of_each(
     faces: Faces,
 ) -> Tensor:  # (C, 3, 112, 112), uint8 RGB

@@ -114,8 +114,8 @@ def _check_writable(name: str, folder: Path) -> None:
     if not existing.is_dir(): raise NotADirectoryError(f"{name}: {os.path.relpath(existing)} is a file; expected a folder")
     if not os.access(existing, os.W_OK | os.X_OK): raise PermissionError(f"{name}: the folder {os.path.relpath(existing)} is read-only")
 
-# %% ../nbs/parameters.ipynb #29c6a73e
-NAMED = {"data": ("synthetic",), "weights": ("packaged",)}  # every other value is a path
+# %% ../nbs/parameters.ipynb #a0410be0
+NAMED = {"data": ("synthetic",), "weights": ("packaged", "random")}  # every other value is a path
 
 
 def locate_paths(

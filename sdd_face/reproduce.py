@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'RECORD', 'versions', 'Step', 'Plan', 'read_record', 'plan_run', 'reproduce']
 
-# %% ../nbs/reproduce.ipynb #c8a94370
+# %% ../nbs/reproduce.ipynb #a8a47be8
 import hashlib
 import json
 import os
@@ -26,6 +26,7 @@ from .files import atomic_path, project_path
 from sdd_face.parameters import (
     Value, choose_values, declared_parameters, known_parameters, locate_paths, notebooks_folder, numbered_notebooks, read_profile,
 )
+from .together import agree, is_writer, wait, world
 
 # %% ../nbs/reproduce.ipynb #f6f19a34
 PACKAGES = "sdd_face", "torch", "torchvision", "numpy"
@@ -148,7 +149,7 @@ def _state(folder: Path) -> dict[str, tuple]:
     files = folder.glob("[!.]*") if folder.exists() else ()
     return {file.name: (file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ino) for file in files if file.is_file()}
 
-# %% ../nbs/reproduce.ipynb #ae93da2a
+# %% ../nbs/reproduce.ipynb #f8896812
 def _run_step(plan: Plan, step: Step, bar: tqdm) -> dict:
     "Run one notebook, and tell what is to be remembered of it."
     before, start = _state(plan.figures), perf_counter()
@@ -160,6 +161,7 @@ def _run_step(plan: Plan, step: Step, bar: tqdm) -> dict:
         "seconds": round(perf_counter() - start, 2),
         "steps": {name: round(seconds, 2) for name, seconds in steps.items()},
         "peak_memory_gb": _peak_memory(),
+        "processes": world(),
     }
 
 
@@ -177,7 +179,7 @@ def _device_name(wanted: str) -> str:
     device = best_device(wanted)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/reproduce.ipynb #d87e3a9c
+# %% ../nbs/reproduce.ipynb #b03fb986
 def _summary(plan: Plan, entries: Mapping[str, dict]) -> dict:
     "Collect what run.json says."
     path = plan.run_folder / "metrics.json"
@@ -187,7 +189,8 @@ def _summary(plan: Plan, entries: Mapping[str, dict]) -> dict:
         "parameters": plan.values,
         "versions": versions(),
         "device": entries[plan.steps[-1].notebook.stem]["device"],
-        **{name: metrics.get(name) for name in ("fingerprint", "accuracy", "evaluation")},
+        "processes": entries[plan.steps[-1].notebook.stem]["processes"],
+        **{name: metrics.get(name) for name in ("fingerprint", "accuracy", "training", "evaluation")},
         "peak_memory_gb": max((entry["peak_memory_gb"] for entry in entries.values()), key=lambda peak: peak or 0),
         "seconds": {
             "total": round(sum(entry["seconds"] for entry in entries.values()), 2),
@@ -195,25 +198,26 @@ def _summary(plan: Plan, entries: Mapping[str, dict]) -> dict:
         },
     }
 
-# %% ../nbs/reproduce.ipynb #1c7d1076
+# %% ../nbs/reproduce.ipynb #dfda6d0b
 def _run_steps(plan: Plan, todo: list[Step]) -> None:
     "Run notebooks in order, keeping the record true all the time."
     codes = [cell for step in todo for cell in nbformat.read(step.notebook, 4).cells if cell.cell_type == "code" and cell.source.strip()]
     form = "{desc} |{bar:20}| {n}/{total} cells, {elapsed}"
-    with tqdm(total=len(codes) + len(todo), bar_format=form, disable=not todo) as bar:  # papermill adds a cell to each notebook
+    with tqdm(total=len(codes) + len(todo), bar_format=form, disable=not (todo and is_writer())) as bar:  # papermill adds a cell to each notebook
         for step in todo:
             if plan.record.pop(step.notebook.stem, None): _write_json(plan.run_folder / RECORD, plan.record)
             _executed(plan, step).parent.mkdir(parents=True, exist_ok=True)
             plan.record[step.notebook.stem] = _run_step(plan, step, bar)
+            wait()
             _write_json(plan.run_folder / RECORD, plan.record)
 
-# %% ../nbs/reproduce.ipynb #80e7a2e5
+# %% ../nbs/reproduce.ipynb #52f86cf9
 def reproduce(
     plan: Plan,  # from plan_run
 ) -> str:  # one line: what lies where, and how long it took
     "Run the notebooks that are not done, write run.json, and say what came out; NotebookFailed if a cell fails."
     start = perf_counter()
-    todo = [step for step in plan.steps if not _is_done(plan, step)]
+    todo = agree([step for step in plan.steps if not _is_done(plan, step)])
     _run_steps(plan, todo)
     entries = {step.notebook.stem: plan.record[step.notebook.stem] for step in plan.steps}
     last = entries[plan.steps[-1].notebook.stem]

@@ -139,3 +139,22 @@ save_recognizer(model, "runs/small/model.safetensors")
     assert process.returncode != 0
     assert (made.folder / "model.safetensors").read_bytes() == before
     assert not list(made.folder.glob(".partial-*"))
+
+
+def test_a_compiled_network_trains_like_a_plain_one(monkeypatch):
+    """With the compiler's front end alone, which takes seconds; what it captures is what any back end compiles."""
+    compiled, compiler = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or compiler(function, backend="aot_eager"))
+    faces = load_faces(people=3, images_per_person=6)
+    models = {how: load_recognizer("packaged", classes=faces.names).double() for how in ("no", "auto", "yes")}
+    for how, model in models.items(): finetune(model, faces, faces, epochs=1, learning_rate=0.002, batch_size=8, device="cpu", compile=how)
+    assert compiled == [models["yes"].features]  # "auto" compiles on a GPU only
+    assert list(models["yes"].state_dict()) == list(models["no"].state_dict())
+    for name, value in models["no"].state_dict().items(): torch.testing.assert_close(models["yes"].state_dict()[name], value, rtol=1e-6, atol=1e-8, msg=name)
+    with pytest.raises(ValueError, match="compile is 'fast'; expected 'auto', 'yes' or 'no'"): finetune(models["no"], faces, faces, compile="fast")
+
+
+def test_metrics_tell_how_fast_the_training_was():
+    import json
+    metrics = json.loads((prepare_run("small", **SMALL | {"recipe": QUICK | {"epochs": 1}}).folder / "metrics.json").read_text())
+    assert set(metrics["training"]) == {"seconds", "images_per_second", "tflop_per_second"} and all(value > 0 for value in metrics["training"].values())
