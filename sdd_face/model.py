@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'FaceRecognizer', 'save_recognizer', 'read_record', 'load_recognizer', 'best_device']
 
-# %% ../nbs/02_model.ipynb #0f385b89
+# %% ../nbs/02_model.ipynb #18930599
 import json
 import os
 from importlib.resources import files
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.v2.functional import center_crop
 
-from .checkpoints import Checkpoint, choose_architecture, download_checkpoint, is_hub_name, read_checkpoint, read_tensors, reading
-from .files import atomic_path
+from .checkpoints import Checkpoint, choose_architecture, download_checkpoint, read_checkpoint, read_tensors, reading
+from .files import atomic_path, is_hub_name
 from .heads import CLASSIFIERS, OwnHead, PoolHead
 from .networks import ARCHITECTURES, embedding_network
 from .together import rank, world

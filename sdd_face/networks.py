@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'PickingConv2d', 'IRBlock', 'EmbeddingNetwork', 'IRResNet', 'Bottleneck', 'MobileFaceNet',
-           'NarrowBottleneck', 'NarrowMobileFaceNet', 'embedding_network', 'forward_flops']
+           'NarrowBottleneck', 'NarrowMobileFaceNet', 'embedding_network']
 
-# %% ../nbs/networks.ipynb #67ea3c4e
+# %% ../nbs/networks.ipynb #8c92b6b1
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import SqueezeExcitation
 
 # %% ../nbs/networks.ipynb #f684eee1
@@ -170,13 +169,3 @@ def embedding_network(
     "Build a face network without weights of its own; ValueError if the name is unknown."
     if arch not in ARCHITECTURES: raise ValueError(f"unknown network {arch!r}; expected one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[arch]()
-
-# %% ../nbs/networks.ipynb #32f89294
-def forward_flops(
-    network: nn.Module,  # takes one preprocessed face
-    size: tuple[int, int] = (112, 112),  # of the face
-) -> int:  # multiplications and additions
-    "Count the arithmetic of one face, forward."
-    like = next(network.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): network(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
-    return counter.get_total_flops()

@@ -6,7 +6,7 @@
 __all__ = ['Value', 'NAMED', 'notebooks_folder', 'numbered_notebooks', 'declared_parameters', 'known_parameters', 'parse_value',
            'read_profile', 'choose_values', 'locate_paths']
 
-# %% ../nbs/parameters.ipynb #d678723b
+# %% ../nbs/parameters.ipynb #beaa890a
 import ast
 import os
 import re
@@ -17,7 +17,7 @@ import nbformat
 import yaml
 
 import sdd_face
-from .files import project_path
+from .files import is_hub_name, project_path
 
 # %% ../nbs/parameters.ipynb #dab97fdf
 Value = bool | int | float | str  # what a parameter may hold
@@ -114,8 +114,8 @@ def _check_writable(name: str, folder: Path) -> None:
     if not existing.is_dir(): raise NotADirectoryError(f"{name}: {os.path.relpath(existing)} is a file; expected a folder")
     if not os.access(existing, os.W_OK | os.X_OK): raise PermissionError(f"{name}: the folder {os.path.relpath(existing)} is read-only")
 
-# %% ../nbs/parameters.ipynb #a0410be0
-NAMED = {"data": ("synthetic",), "weights": ("packaged", "random")}  # every other value is a path
+# %% ../nbs/parameters.ipynb #439ce8a5
+NAMED = {"data": ("synthetic",), "weights": ("packaged", "random")}  # every other value is a path, or a name on the hub
 
 
 def locate_paths(
@@ -125,7 +125,8 @@ def locate_paths(
     "Find the paths among the values, and refuse those that are missing or cannot be written."
     if not re.fullmatch(r"\w[\w.-]*", values["run"]): raise ValueError(f"run: {values['run']!r}; expected a name such as 'faces-2'")
     places = {"run": project_path("runs") / values["run"]}
-    for name in ("figures", *(name for name, names in NAMED.items() if values[name] not in names)):
+    paths = [name for name, names in NAMED.items() if values[name] not in names and not (name == "weights" and is_hub_name(values[name]))]
+    for name in ("figures", *paths):
         places[name] = Path.cwd() / Path(values[name]).expanduser() if name in typed else project_path(values[name])
     if "data" in places and not places["data"].is_dir(): raise FileNotFoundError(f"data: {values['data']} is not a folder")
     if "weights" in places and not places["weights"].is_file(): raise FileNotFoundError(f"weights: {values['weights']} is not a file")

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdd_face.checkpoints import choose_architecture, fitting, is_hub_name, read_checkpoint, read_tensors
+from sdd_face.checkpoints import choose_architecture, fitting, read_checkpoint, read_tensors
+from sdd_face.files import is_hub_name
 from sdd_face.model import load_recognizer
 from sdd_face.networks import embedding_network
 from test_model import REAL, needs_real_faces

@@ -18,7 +18,7 @@ from sdd_face.parameters import known_parameters, notebooks_folder, numbered_not
 from sdd_face.synthetic import draw_faces, make_people
 
 PEOPLE = {"actors": ["Ann Lee", "Bo Ek"], "actresses": ["Cy Day"]}
-IMAGES, SCALE, CORNER = 8, 1.5, (40, 20)  # of each person; how a drawn face lies in its photograph
+IMAGES, SCALE, CORNER = 6, 1.5, (40, 20)  # of each person; how a drawn face lies in its photograph
 
 
 def write_download(folder: Path) -> None:
