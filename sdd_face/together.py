@@ -6,7 +6,8 @@
 __all__ = ['world', 'rank', 'is_writer', 'may_write', 'kernel_environment', 'agree', 'by_writer', 'wait', 'writer_first', 'deal',
            'gather', 'add_up']
 
-# %% ../nbs/together.ipynb #82c329e0
+# %% ../nbs/together.ipynb #6b9492c3
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def kernel_environment(
         return
     with TemporaryDirectory(prefix="sdd_face-") as own: yield names | {"SDD_FACE_OWN": own, "TMPDIR": own}
 
-# %% ../nbs/together.ipynb #35b95a3d
+# %% ../nbs/together.ipynb #48ef39a7
 def _join():  # -> module
     "Meet the other processes, once, and give torch.distributed."
     import torch  # late: what needs one process only does not wait for it
@@ -65,6 +66,7 @@ def _join():  # -> module
     attempt = "/".join(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=distributed.PrefixStore(f"sdd_face/{attempt}/{step}", store), rank=rank(), world_size=world(), timeout=timedelta(days=1))
+    atexit.register(distributed.destroy_process_group)  # else its threads may outlive the interpreter
     return distributed
 
 
