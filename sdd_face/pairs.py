@@ -37,10 +37,10 @@ class PairExplanation:
     a: Side
     b: Side
 
-# %% ../nbs/08_pairs.ipynb #bc3636b0
+# %% ../nbs/08_pairs.ipynb #c23f6ab6
 @torch.no_grad()
 def explain_pair(
-    model: FaceRecognizer,  # in evaluation mode; not changed
+    model: FaceRecognizer,  # in evaluation mode, its output layers trained: as published, or fine-tuned with head="own"; not changed
     a: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
     b: Tensor,  # (B, 3, 112, 112): the other image of each pair
     gallery: Tensor | None = None,  # (G, 3, 112, 112): images of other people; None: no SDD

@@ -15,6 +15,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdd_face.checkpoints import choose_architecture, fitting, read_checkpoint, read_tensors
 from sdd_face.files import is_hub_name
@@ -72,6 +73,15 @@ def test_a_cvlface_model_takes_its_colours_from_the_file_beside_it(state, tmp_pa
     (tmp_path / "model.yaml").write_text(f"input_size: [3, 112, 112]\ncolor_space: '{space}'\nname: ir_tiny\n")
     assert load_recognizer(tmp_path / "model.pt").record["color"] == space.lower()
     with pytest.raises(ValueError, match="color is"): load_recognizer(tmp_path / "model.pt", color={"RGB": "bgr", "BGR": "rgb"}[space])
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_a_bare_state_dict_is_known_by_its_layers(state, tmp_path, ending):
+    path = tmp_path / f"bare{ending}"
+    torch.save(state, path) if ending == ".pt" else save_file(state, path)
+    with pytest.raises(ValueError, match="does not tell its color"): load_recognizer(path)
+    model = load_recognizer(path, color="bgr")
+    assert (model.record["arch"], model.record["color"], model.record["source"]) == ("ir_tiny", "bgr", "a state dict")
 
 
 def test_colours_are_asked_for_where_nothing_tells_them(state, tmp_path):
