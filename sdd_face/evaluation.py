@@ -138,7 +138,7 @@ class Evaluation:
         before = self.predicted if of == "prediction" else self.labels
         return (self.masked_prediction[scheme, name] != before[:, None]).float().mean(1)
 
-# %% ../nbs/06_evaluation.ipynb #ac1ab48e
+# %% ../nbs/06_evaluation.ipynb #0125c191
 @torch.inference_mode()
 def evaluate(
     model: FaceRecognizer,  # in evaluation mode; not changed
@@ -156,7 +156,8 @@ def evaluate(
     "Measure deletion and retention (paper, section 5) of SDD and of controls. ValueError for options that do not fit."
     if model.training: raise ValueError("the model is in training mode; call model.eval() first")
     if not len(faces): raise ValueError("no faces to evaluate")
-    start, settings = perf_counter(), {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
+    start, settings = perf_counter(), {name: model.record[name] for name in ("head", "classifier")}
+    settings |= {"cut": cut, "rule": rule, "fill": fill, "random": random, "draws": draws, "seed": seed} | options
     batches, generator = faces.images.split(batch_size), torch.Generator().manual_seed(seed)
     chances = (_uniform(len(images), random, draws, model.backbone.size, generator) for images in batches)
     mine = islice(zip(batches, chances), rank(), None, world())  # the numbers of other processes' faces are drawn all the same
