@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXED_OFFSET', 'SCHEMES', 'PAPER', 'METRICS', 'top_mask', 'random_masks', 'filling', 'Evaluation', 'evaluate',
-           'bootstrap', 'table_rows', 'table_markdown', 'write_table', 'plot_masking']
+           'bootstrap', 'table_rows', 'table_markdown', 'write_table', 'plot_masking', 'centred_disc']
 
 # %% ../nbs/06_evaluation.ipynb #40bd9676
 import os
@@ -310,3 +310,12 @@ def plot_masking(
     word = {"deletion": "deleted", "retention": "retained"}[scheme]
     titles = [f"original\n{said[0]}", "SDD CAM\n", f"SDD CAM {word}\n{said[1]}", f"random CAM {word}\n{said[2]}"]
     return show_images([image, overlay(image, heat), *seen], titles, columns=4)
+
+# %% ../nbs/06_evaluation.ipynb #14b56d60
+def centred_disc(
+    cut: float = 0.2,  # the share of the image that it covers
+    size: tuple[int, int] = (112, 112),  # of the image
+) -> Tensor:  # (H, W), bool
+    "Mark a disc in the centre of an image: a control that has never looked at it."
+    rows, columns = (torch.arange(side) - (side - 1) / 2 for side in size)
+    return top_mask(-(rows[:, None] ** 2 + columns**2)[None], cut, size=size)[0]
