@@ -50,7 +50,7 @@ def accuracy(
     "Give the share of faces whose most probable person is the right one."
     return float((predict(model, faces.images).argmax(1) == faces.labels).float().mean())
 
-# %% ../nbs/03_finetune.ipynb #d49fb991
+# %% ../nbs/03_finetune.ipynb #8ca6d64c
 @dataclass
 class Training:
     "All that changes from one epoch to the next, and what it is done with."
@@ -64,6 +64,7 @@ class Training:
     schedule: torch.optim.lr_scheduler.StepLR
     file: Path | None  # the checkpoint
     history: list[dict] = field(default_factory=list)  # a row for each epoch that is done
+    watched: Tensor | None = None  # (V, E): embeddings of the validation faces, for the head alone
 
 # %% ../nbs/03_finetune.ipynb #e71b67b9
 def start_training(
@@ -178,18 +179,26 @@ def _seeded(t: Training) -> Iterator[None]:
         torch.manual_seed((t.seed * 1_000_003 + len(t.history)) * world() + rank())
         yield
 
-# %% ../nbs/03_finetune.ipynb #18e31010
+# %% ../nbs/03_finetune.ipynb #68701971
 def run_epoch(t: Training, val: Faces, progress: tqdm) -> None:
     "Learn from every training face once, look at the validation faces, and save; FloatingPointError if the loss diverges."
     start, rate, number = time.perf_counter(), t.schedule.get_last_lr()[0], len(t.history) + 1
     with _seeded(t), shared_batch_norms(t.model): loss, right = _learn(t, progress)
     pace = len(t.labels) / (time.perf_counter() - start)
     if not math.isfinite(loss): raise FloatingPointError(f"the loss is {loss} in epoch {number}; try a lower learning_rate than {t.recipe['learning_rate']}")
-    with _mixed_precision(t.model.device): seen = accuracy(t.model, val) if len(val) else math.nan
+    with _mixed_precision(t.model.device): seen = _accuracy(t, val) if len(val) else math.nan
     t.history.append({"epoch": number, "learning_rate": rate, "loss": loss, "train_accuracy": right, "val_accuracy": seen,
                       "images_per_second": pace, "seconds": time.perf_counter() - start})
     progress.set_postfix(loss=f"{loss:.3f}", val=f"{seen:.1%}")
     _save(t)
+
+# %% ../nbs/03_finetune.ipynb #4ea8b947
+@torch.no_grad()
+def _accuracy(t: Training, val: Faces) -> float:
+    "Give the accuracy on the validation faces; under a frozen network they are embedded only once."
+    if t.recipe["layers"] == "all": return accuracy(t.model, val)
+    if t.watched is None: t.watched = _embeddings(t.model, val.images).to(t.model.device)
+    return float((t.model.head.classifier(t.watched).argmax(1).cpu() == val.labels).float().mean())
 
 # %% ../nbs/03_finetune.ipynb #0a123eaa
 def finetune(

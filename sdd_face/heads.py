@@ -45,7 +45,7 @@ def pull_back(
         constant = constant + more
     return v.reshape(len(v), *shape), constant
 
-# %% ../nbs/heads.ipynb #1331dd35
+# %% ../nbs/heads.ipynb #e8ff2873
 class LinearClassifier(nn.Linear):
     "Logits by a weight vector and a bias for each class."
 
@@ -53,7 +53,7 @@ class LinearClassifier(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = embedding, classes
         self.weight, self.bias = nn.Parameter(torch.empty(classes, embedding)), nn.Parameter(torch.empty(classes))
-        if classes: self.reset_parameters()
+        if classes: self.reset_parameters()  # torch warns of a layer that knows nobody
 
     def rows(self, classes: Tensor) -> tuple[Tensor, Tensor]:
         "Give the weights (..., E) and the bias (...) of some classes."

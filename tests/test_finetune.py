@@ -72,6 +72,19 @@ def test_training_the_head_on_cached_features_is_training_it_on_images():
     torch.testing.assert_close(cached.head.classifier.weight, plain.head.classifier.weight, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["pool", "own"])
+def test_a_frozen_network_sees_each_face_once(head):
+    faces = load_faces(people=4, images_per_person=15)
+    train, val, _ = split_faces(faces)
+    model, seen = load_recognizer("packaged", classes=faces.names, head=head), []
+    watch = model.backbone.input_layer.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
+    finetune(model, train, val, Path("here"), epochs=4, learning_rate=0.01, batch_size=16, layers="head", device="cpu")
+    watch.remove()
+    assert sum(seen) == len(train) + len(val)
+    with open("here/history.csv", newline="") as file: *_, last = csv.DictReader(file)
+    assert float(last["val_accuracy"]) == pytest.approx(accuracy(model, val), abs=1e-6)
+
+
 def test_the_learning_rate_falls_as_the_paper_says():
     faces = load_faces(people=2, images_per_person=4)
     model = FaceRecognizer("ir_tiny", faces.names)
