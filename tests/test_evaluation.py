@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from sdd_face.data import Faces
-from sdd_face.evaluation import Evaluation, bootstrap, evaluate, filling, random_masks, table_markdown, table_rows, top_mask, write_table
+from sdd_face.evaluation import Evaluation, evaluate, table_markdown, table_rows, write_table
+from sdd_face.intervals import bootstrap
+from sdd_face.masks import centred_map, filling, pass_size, random_masks, top_mask
 from sdd_face.model import FaceRecognizer
 from sdd_face.sdd import explain
 
@@ -75,6 +77,93 @@ def test_covering_is_what_it_says(model, faces):
         torch.testing.assert_close(result.masked_confidence[scheme, "sdd"], expected, rtol=1e-3, atol=1e-5)
         assert torch.equal(result.masked_prediction[scheme, "sdd"][:, 0], after.argmax(1))
     torch.testing.assert_close(result.confidence, explanation.probabilities[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_ties_are_broken_by_chance_and_only_ties():
+    constant = torch.full((3, 7, 7), 0.3)
+    mask = top_mask(constant, seed=4)
+    assert (mask.sum((1, 2)) == 2509).all() and torch.equal(mask, top_mask(constant, seed=4))
+    assert torch.equal(mask[1], top_mask(constant[:1], seed=5)[0])  # the i-th map takes seed + i, in whatever batch
+    rows = mask.float().mean((0, 2))
+    assert rows.max() < 0.35 and rows.min() > 0.08  # no place is preferred: 0.2, give or take 0.022
+    agree = (mask[0] & mask[1]).sum() / 2509
+    assert 0.15 < agree < 0.25
+    half = torch.zeros(1, 112, 112)
+    half[:, 56:] = 1  # all of the chosen lie in the lower half, evenly
+    chosen = top_mask(half)[0]
+    assert not chosen[:56].any() and abs(chosen[56:, :56].sum() - 1254.5) < 100
+    heat = torch.rand(4, 112, 112, generator=torch.Generator().manual_seed(0)).flatten(1).argsort(1).view(4, 112, 112).float()  # all different
+    assert torch.equal(top_mask(heat, seed=1), top_mask(heat, seed=2)) and torch.equal(top_mask(heat), heat >= 12544 - 2509)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"heat": torch.full((2, 7, 7), torch.nan)}, "map 0 holds NaN or infinity"), ({"heat": torch.tensor([0.0, torch.inf]).view(2, 1, 1).expand(2, 7, 7)}, "map 1 holds NaN or infinity"),
+    ({"heat": torch.rand(7, 7)}, r"the maps are \(7, 7\); expected \(B, h, w\)"), ({"cut": 1e-5}, "a mask of nothing"), ({"cut": 1 - 1e-5}, "a mask of everything"),
+    ({"rule": "dilated", "cut": 0.99}, "a mask of everything"), ({"rule": "threshold", "heat": torch.ones(2, 7, 7)}, "a mask of everything"),
+    ({"rule": "threshold", "heat": -1 - torch.rand(2, 7, 7)}, "a mask of nothing")])
+def test_a_map_that_makes_no_mask_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message): top_mask(**{"heat": torch.rand(2, 7, 7)} | wrong)
+
+
+@pytest.mark.parametrize("maps, message", [
+    ({}, "at least one"), ({"random": None}, "none called 'random'"), ({"a": torch.rand(8, 7, 7)}, r"map 'a' is \(8, 7, 7\); expected \(9, h, w\)"), ({"a": torch.rand(7)}, "map 'a' is"),
+    ({"a": torch.rand(9, 1, 1, 7, 7)}, "map 'a' is"), ({"a": torch.rand(9, 0, 7, 7)}, "map 'a' is"), ({"a": [[1.0]]}, "map 'a' is of the type list"),
+    ({"sdd": None, "a": torch.rand(9, 7, 7).index_fill(0, torch.tensor([6]), torch.nan)}, "'a', faces 4 to 7: map 2 holds NaN")])
+def test_maps_that_do_not_fit_are_refused(model, faces, maps, message):
+    with pytest.raises(ValueError, match=message): evaluate(model, faces, maps, batch_size=4)
+
+
+def test_the_keyword_maps_is_an_option_of_sdd(model, faces):
+    assert evaluate(model, faces, draws=0, maps="relu").options["maps"] == "relu"
+    with pytest.raises(ValueError, match="third argument"): evaluate(model, faces, maps={"sdd": None})
+
+
+def test_options_of_sdd_without_sdd_are_refused(model, faces):
+    with pytest.raises(ValueError, match="top_k given, but no map is SDD's own"): evaluate(model, faces, {"a": torch.rand(9, 7, 7)}, top_k=3)
+
+
+def test_any_map_is_measured_as_sdd_is(model, faces):
+    divergence = explain(model, faces.images).sdd.divergence
+    maps = {"sdd": None, "given": 3 * divergence - 5, "twice": torch.stack([divergence, -divergence], 1), "disc": centred_map(), "small": torch.rand(9, 7, 7)}
+    result = evaluate(model, faces, maps, draws=2, batch_size=4)
+    assert result.maps == [*maps, "random"] and result.passes == 1 + 2 * (1 + 1 + 2 + 1 + 1 + 2)
+    default = evaluate(model, faces, draws=2, batch_size=4)
+    for scheme in ("deletion", "retention"):
+        for name in ("sdd", "random"): torch.testing.assert_close(result.masked_confidence[scheme, name], default.masked_confidence[scheme, name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(result.masked_confidence[scheme, "given"], result.masked_confidence[scheme, "sdd"], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(result.masked_confidence[scheme, "twice"][:, :1], result.masked_confidence[scheme, "sdd"], rtol=1e-3, atol=1e-5)
+        alone = evaluate(model, faces, {"small": maps["small"]}, draws=0)
+        torch.testing.assert_close(result.drop(scheme, "small"), alone.drop(scheme, "small"), rtol=1e-3, atol=1e-5)
+    assert alone.maps == ["small"]
+
+
+def test_a_constant_map_does_not_depend_on_the_batch_size(model, faces):
+    maps = {"all": torch.ones(7, 7), "each": torch.ones(9, 7, 7), "draws": torch.ones(9, 2, 7, 7)}
+    a, b, c = (evaluate(model, faces, maps, draws=0, batch_size=size, seed=seed) for size, seed in ((4, 0), (9, 0), (9, 100)))
+    for name in maps:
+        torch.testing.assert_close(a.masked_confidence["retention", name], b.masked_confidence["retention", name], rtol=1e-3, atol=1e-5)
+        assert not torch.allclose(b.masked_confidence["retention", name], c.masked_confidence["retention", name], rtol=1e-3, atol=1e-5)
+    assert not torch.equal(*b.masked_confidence["retention", "draws"].T)
+
+
+def test_every_face_passes_once_bare_and_once_for_each_mask_in_full_batches(model, faces, monkeypatch):
+    seen, features = [], FaceRecognizer.features
+    monkeypatch.setattr(FaceRecognizer, "features", lambda self, x: (seen.append(len(x)), features(self, x))[1])
+    evaluate(model, faces, {"sdd": None, "disc": centred_map(), "two": torch.rand(9, 2, 7, 7)}, draws=3, batch_size=8)
+    assert seen == [8] + 14 * [8] + [1] + [8, 6]  # 14 masks of the first eight faces, and of the ninth
+
+
+def test_mean_and_noise(model, faces):
+    mean = filling(model, faces.images, "mean")
+    torch.testing.assert_close(mean[:, :, 3, 5], model.preprocess(faces.images).mean((2, 3)), rtol=1e-4, atol=1e-4)
+    assert (mean == mean[:, :, :1, :1]).all()
+    noise = filling(model, faces.images, "noise")
+    assert noise.shape[0] == 1 and torch.equal(noise, filling(model, faces.images[:2], "noise")) and not torch.equal(noise, filling(model, faces.images, "noise", seed=1))
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 0.577) < 0.01  # uniform on [-1, 1]
+    a, b = (evaluate(model, faces, fill="noise", draws=0, batch_size=size) for size in (4, 9))
+    torch.testing.assert_close(a.drop("deletion", "sdd"), b.drop("deletion", "sdd"), rtol=1e-3, atol=1e-5)
+    narrow = FaceRecognizer("mobilefacenet_96", ["a", "b"]).eval()
+    for fill in ("black", "grey", "mean", "blur", "noise"): assert filling(narrow, faces.images, fill).shape[1:] == (3, *narrow.backbone.size)
 
 
 def test_black_is_black_and_grey_is_zero_for_the_network(model, faces):
@@ -148,7 +237,7 @@ def test_the_files_have_the_columns_that_were_promised(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"cut": 0}, "cut is 0"), ({"cut": 1.2}, "cut is 1.2"), ({"rule": "x"}, "rule is 'x'"), ({"fill": "x"}, "fill is 'x'"), ({"random": "x"}, "random is 'x'"), ({"top_k": 7}, "top_k is 7; the model knows 6 people")])
+    ({"cut": 0}, "cut is 0"), ({"cut": 1.2}, "cut is 1.2"), ({"rule": "x"}, "rule is 'x'"), ({"fill": "x"}, "fill is 'x'"), ({"random": "x"}, "random is 'x'"), ({"batch_size": 0}, "batch_size is 0"), ({"top_k": 7}, "top_k is 7; the model knows 6 people")])
 def test_what_cannot_be_measured_is_refused(model, faces, wrong, message):
     with pytest.raises(ValueError, match=message): evaluate(model, faces, **wrong)
 
@@ -156,3 +245,19 @@ def test_what_cannot_be_measured_is_refused(model, faces, wrong, message):
 def test_no_faces_and_no_evaluation_mode_are_refused(model, faces):
     with pytest.raises(ValueError, match="no faces"): evaluate(model, faces[:0])
     with pytest.raises(ValueError, match="training mode"): evaluate(FaceRecognizer("ir_tiny", ["a", "b"]), faces)
+
+
+def test_a_narrow_network_is_measured_with_the_centre_of_a_map(faces):
+    torch.manual_seed(0)
+    narrow, maps = FaceRecognizer("mobilefacenet_96", [f"p{i}" for i in range(6)]).eval(), torch.rand(3, 112, 112)
+    result = evaluate(narrow, faces[:3], {"whole": maps, "seen": narrow.crop(maps)}, draws=0)
+    for scheme in ("deletion", "retention"): assert torch.equal(result.masked_confidence[scheme, "whole"], result.masked_confidence[scheme, "seen"])
+
+
+@pytest.mark.parametrize("fill", ["black", "grey", "mean", "blur", "noise"])
+def test_bytes_and_shares_are_covered_alike(model, faces, fill):
+    torch.testing.assert_close(filling(model, faces.images[:2] / 255, fill), filling(model, faces.images[:2], fill), rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_gets_small_passes():
+    assert [pass_size(size, torch.device("cpu")) for size in (8, 256)] == [8, 32] and pass_size(256, torch.device("cuda")) == 256

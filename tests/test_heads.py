@@ -98,8 +98,8 @@ def test_explaining_and_evaluating_work_under_every_head(arch, head, classifier)
     assert e.sdd.map.shape == (4, *model.backbone.size) and e.sdd.map.amax((1, 2)).eq(1).all()
     half = torch.zeros(112, 112, dtype=torch.bool)
     half[:56] = True
-    result = evaluate(model, faces, draws=1, fixed_masks={"upper half": half}, top_k=3)
-    assert result.maps == ["sdd", "random", "upper half"] and result.drop("deletion", "sdd").isfinite().all()
+    result = evaluate(model, faces, {"sdd": None, "upper half": half}, draws=1, top_k=3)
+    assert result.maps == ["sdd", "upper half", "random"] and result.drop("deletion", "sdd").isfinite().all()
 
 
 def test_a_narrow_network_sees_the_middle_of_a_face():
