@@ -8,7 +8,7 @@ from setuptools.command.sdist import sdist
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("notebooks", "facescrub", "align")}
+extras = {name: settings[f"{name}_requirements"].split() for name in ("notebooks", "methods", "facescrub", "align")}
 
 
 class SourceArchive(sdist):
