@@ -59,7 +59,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "adaface.ckpt")
     for arguments in (
         "facescrub align photographs --out faces --landmarks landmarks.csv --metadata lists",
-        "reproduce --profile facescrub -p data faces -p weights adaface.ckpt -p epochs 1 -p batch_size 8 -p learning_rate 0.0001 -p top_k 3 -p draws 1 -p device cpu",
+        "reproduce --profile facescrub -p data faces -p weights adaface.ckpt -p epochs 1 -p batch_size 8 -p learning_rate 0.0001 -p top_k 3 -p draws 1 -p device cpu "
+        "-p methods sdd,cam,saliency -p families 2 -p family_images 3 -p family_tests 1 -p explain saliency -p searched_training 4 -p compared 3 -p general 3",
     ):
         result = subprocess.run([sys.executable, "-c", "import sys; from sdd_face.cli import main; sys.exit(main())", *arguments.split()], cwd=folder, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
@@ -87,6 +88,7 @@ def test_the_network_is_adafaces_and_its_settings_are_the_papers(finished: Path)
 def test_every_figure_and_table_is_there(finished: Path):
     figures = {path.name for path in (finished / "figures").iterdir()}
     assert {f"fig{number}.png" for number in range(1, 7)} | {"table1.csv", "table1.md", "table2.csv", "table2.md", "run.json"} <= figures
+    assert {"fig_readings.png", "fig_twins.jpg", "table_twins.csv", "fig_methods.jpg", "fig_verdict.png", "leaderboard.csv", "leaderboard.md", "rivals.csv"} <= figures
     run = json.loads((finished / "figures" / "run.json").read_text())
     assert run["profile"] == "facescrub" and run["parameters"]["arch"] == "ir_101"
     with (finished / "figures" / "table1.csv").open(newline="") as file: rows = list(csv.DictReader(file))

@@ -320,6 +320,7 @@ def test_the_paper_from_an_empty_folder(tmp_path: Path):
         assert result.returncode == 0, result.stderr[-2000:]
         assert (f"{before} of {before} notebooks were done before" in result.stdout) == bool(before)
     tables = [f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md")]
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted([*(f"fig{i}.png" for i in range(1, 7)), *tables, "run.json"])
+    beyond = ["fig_methods.jpg", "fig_readings.png", "fig_twins.jpg", "fig_verdict.png", "leaderboard.csv", "leaderboard.md", "rivals.csv", "table_twins.csv", "table_twins.md"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted([*(f"fig{i}.png" for i in range(1, 7)), *tables, *beyond, "run.json"])
     summary = json.loads((tmp_path / "figures/run.json").read_text())
     assert summary["parameters"].items() >= small.items() and summary["fingerprint"] and summary["accuracy"] and summary["evaluation"]
