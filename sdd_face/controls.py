@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .evaluation import SCHEMES, Evaluation, caption
-from .intervals import bootstrap, compare
-from .masks import FIXED_OFFSET, centred_map, rolled
+from .intervals import bootstrap, compare, with_interval
+from .masks import CELL, FIXED_OFFSET, centred_map, rolled
 
 # %% ../nbs/10_controls.ipynb #e07308f1
 def rolled_maps(
@@ -33,14 +33,14 @@ def shifted_maps(
 
 def random_maps(
     count: int,  # of faces
-    kind: str = "map",  # "map": 7 x 7 random values; "pixels": one for each pixel
+    kind: str = "map",  # "map": one random value for each place of the last feature map, 7 x 7; "pixels": one for each pixel
     draws: int = 1,  # for each face
     size: tuple[int, int] = (112, 112),  # of the image
     seed: int = 0,
 ) -> Tensor:  # (count, draws, h, w), 0 to 1
     "Draw maps of chance. ValueError for an unknown kind."
     if kind not in ("map", "pixels"): raise ValueError(f"kind is {kind!r}; expected 'map' or 'pixels'")
-    return torch.rand(count, draws, *((7, 7) if kind == "map" else size), generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, draws, *((size[0] // CELL, size[1] // CELL) if kind == "map" else size), generator=torch.Generator().manual_seed(seed))
 
 # %% ../nbs/10_controls.ipynb #0baad92a
 def standardised(
@@ -96,6 +96,7 @@ def with_controls(
     seed: int = 0,
 ) -> dict[str, Tensor]:  # "name", "name, mean" and "name, swapped" of each
     "Put beside the maps of each method its mean map over other people, and its maps of other people. ValueError if there are none."
+    if missing := maps.keys() - training_maps.keys(): raise ValueError(f"no training maps of {', '.join(sorted(missing))}; expected those of every method")
     beside = {}
     for name, heat in maps.items():
         beside |= {name: heat, f"{name}, mean": mean_maps(training_maps[name], training_labels, labels), f"{name}, swapped": swapped_maps(heat, labels, seed)}
@@ -112,8 +113,8 @@ def advantages(
     unknown = {name for pair in pairs for name in pair} - set(result.maps)
     if unknown or not pairs: raise ValueError(f"{', '.join(sorted(unknown)) or 'nothing'} to compare; measured were {', '.join(result.maps)}")
     keys = [(scheme, name, reference) for scheme in schemes for name, reference in pairs]
-    gains = torch.stack([(1 if scheme == "deletion" else -1) * (result.drop(scheme, name) - result.drop(scheme, reference)) for scheme, name, reference in keys])
-    numbers = compare(gains, result.labels, seed=seed) * torch.tensor([100, 100, 100, 1])
+    own, others = (torch.stack([(1 if key[0] == "deletion" else -1) * result.drop(key[0], key[side]) for key in keys]) for side in (1, 2))
+    numbers = compare(own, result.labels, others, seed=seed) * torch.tensor([100, 100, 100, 1])
     return [dict(zip(("scheme", "map", "reference"), key)) | dict(zip(("advantage", "ci_low", "ci_high", "p"), row)) for key, row in zip(keys, numbers.tolist())]
 
 # %% ../nbs/10_controls.ipynb #8ef8bd55
@@ -148,13 +149,11 @@ def table_text(
     for name in result.maps:
         cells = [_cell(rows[scheme, name], metric) for scheme in SCHEMES for metric in ("drop", "change", *(["advantage"] if reference else []))]
         lines.append(f"| {' | '.join([name, *cells])} |")
-    together = f" The intervals of all {2 * (len(result.maps) - 1)} advantages hold together." if reference and len(result.labels.unique()) > 1 else ""
+    together = f" The intervals of all {2 * (len(result.maps) - 1)} advantages hold together; an advantage without one has no bound, since too few people differ." if reference and len(result.labels.unique()) > 1 else ""
     return f"{caption(result)}{together} Deletion: higher is better; retention: lower.\n\n" + "\n".join(lines) + "\n"
 
 
 def _cell(row: dict, metric: str) -> str:
-    "Write one number with its interval, if it has one."
+    "Write one number of a row, if it has it."
     value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
-    if value is None: return ""
-    sign = "+" if metric == "advantage" else ""
-    return f"{value:{sign}.1f}" if low != low else f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return "" if value is None else with_interval(value, low, high, sign="+" if metric == "advantage" else "")

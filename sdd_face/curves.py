@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .data import Faces
 from .intervals import bootstrap, compare
-from .masks import _resize, filling, pass_size
+from .masks import filling, pass_size, resized, seen_maps
 from .model import FaceRecognizer
 from .together import deal, gather
 
@@ -101,9 +101,10 @@ def covering(
     model: FaceRecognizer,
     images: Tensor,  # (B, 3, H, W), uint8 RGB
     fill: str = "black",  # of `filling`, or "rise_blur"
+    seed: int = 0,  # of the noise
 ) -> Tensor:  # (B or 1, 3, H, W), preprocessed
     "Give what a covered pixel is replaced with. ValueError for an unknown fill."
-    return rise_blur(model.preprocess(images)) if fill == "rise_blur" else filling(model, images, fill)
+    return rise_blur(model.preprocess(images)) if fill == "rise_blur" else filling(model, images, fill, seed)
 
 # %% ../nbs/11_curves.ipynb #54351729
 @dataclass
@@ -137,35 +138,31 @@ def curves(
     "Measure deletion and insertion curves of the originally predicted class (RISE, arXiv:1806.07421). ValueError for maps or options that do not fit."
     if model.training: raise ValueError("the model is in training mode; call model.eval() first")
     if not len(faces) or not maps: raise ValueError(f"{len(faces)} faces and {len(maps)} maps; expected at least one of each")
-    singles = {(name, draw): single for name, each in maps.items() for draw, single in enumerate(_draws(name, each, len(faces)))}
+    singles = {(name, draw): single for name, each in maps.items() for draw, single in enumerate(_draws(model, name, each, len(faces)))}
     batches = torch.arange(len(faces)).split(32)
-    parts = gather(lambda: [_measure(model, faces.images[index], {key: each[index] for key, each in singles.items()}, schemes, steps, fill, seed + int(index[0]), batch_size) for index in deal(batches)])
+    parts = gather(lambda: [_measure(model, faces.images[index], {key: each[index] for key, each in singles.items()}, schemes, steps, fill, seed, seed + int(index[0]), batch_size) for index in deal(batches)])
     found = {key: torch.cat([part[key] for _, part in parts]) for key in parts[0][1]}
     mean = {(scheme, name): torch.stack([found[key] for key in found if key[0] == scheme and key[1][0] == name]).mean(0) for scheme in schemes for name in maps}
     options = {name: model.record[name] for name in ("head", "classifier")} | {"fill": fill, "steps": steps, "seed": seed}
     return Curves(faces.labels, torch.cat([predicted for predicted, _ in parts]), torch.linspace(0, 1, steps + 1), mean, options)
 
 
-def _draws(name: str, each: Tensor, count: int) -> list[Tensor]:  # of (count, h, w)
+def _draws(model: FaceRecognizer, name: str, each: Tensor, count: int) -> list[Tensor]:  # of (count, h, w)
     "Give the one map, or the several, that each of so many faces has under a name."
     if each.ndim == 2: each = each.expand(count, *each.shape)
     if each.ndim not in (3, 4) or len(each) != count or 0 in each.shape: raise ValueError(f"map {name!r} is {tuple(each.shape)}; expected ({count}, h, w), ({count}, draws, h, w), or (h, w) for all {count} faces")
     if not each.isfinite().all(): raise ValueError(f"map {name!r} holds NaN or infinity; expected finite numbers")
+    seen_maps(model, each[:1], f"map {name!r}")
     return [each] if each.ndim == 3 else list(each.unbind(1))
 
 
-def _measure(model: FaceRecognizer, images: Tensor, maps: dict, schemes: tuple[str, ...], steps: int, fill: str, seed: int, batch_size: int) -> tuple[Tensor, dict]:
-    "Measure the curves of one batch."
-    images, size = images.to(model.device), model.backbone.size
-    maps = {key: _stretch((model.crop(each) if each.shape[1:] == (112, 112) else each).to(model.device).float(), size) for key, each in maps.items()}
-    classes, found = perturbation_curves(lambda x: model(x).float().softmax(1), model.preprocess(images), covering(model, images, fill), maps, None, schemes, steps, seed, batch_size)
+def _measure(model: FaceRecognizer, images: Tensor, maps: dict, schemes: tuple[str, ...], steps: int, fill: str, noise: int, seed: int, batch_size: int) -> tuple[Tensor, dict]:
+    "Measure the curves of one batch; `noise` is the seed of that fill."
+    images = model.crop(images.to(model.device))
+    maps = {key: resized(seen_maps(model, each).to(model.device, torch.float32), model.backbone.size) for key, each in maps.items()}
+    classes, found = perturbation_curves(lambda x: model(x).float().softmax(1), model.preprocess(images), covering(model, images, fill, noise), maps, None, schemes, steps, seed, batch_size)
     return classes.cpu(), {key: curve.cpu() for key, curve in found.items()}
 
-
-
-def _stretch(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    "Resize maps (N, h, w) bilinearly; a constant one stays constant to the last bit."
-    return _resize(torch.where(maps.amax((1, 2), keepdim=True) > maps.amin((1, 2), keepdim=True), maps, 0.0 * maps), size)
 
 # %% ../nbs/11_curves.ipynb #47f952f0
 def plot_curves(

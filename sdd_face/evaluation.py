@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .data import Faces
 from .files import atomic_path, project_path, write_rows
 from .intervals import bootstrap, with_interval
-from .masks import filling, pass_size, random_masks, same_size_masks, top_mask, uniform_numbers
+from .masks import filling, pass_size, random_masks, same_size_masks, seen_maps, top_mask, uniform_numbers
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 from .sdd import explain_features
@@ -83,7 +83,7 @@ def evaluate(
     if isinstance(options.get("maps"), dict): raise ValueError("the maps to measure are the third argument, without a keyword; the keyword maps is an option of SDD's")
     start, settings = perf_counter(), {name: model.record[name] for name in ("head", "classifier")}
     settings |= {"cut": cut, "rule": rule, "fill": fill} | ({"random": random, "draws": draws} if draws else {}) | {"seed": seed} | options
-    maps, generator = _checked_maps({"sdd": None} if maps is None else maps, len(faces), options), torch.Generator().manual_seed(seed)
+    maps, generator = _checked_maps(model, {"sdd": None} if maps is None else maps, len(faces), options), torch.Generator().manual_seed(seed)
     places = torch.arange(len(faces)).split(batch_size)
     chances = (uniform_numbers(len(place), random, draws, model.backbone.size, generator) for place in places)
     mine = islice(zip(places, chances), rank(), None, world())  # the numbers of other processes' faces are drawn all the same
@@ -94,14 +94,15 @@ def evaluate(
     return Evaluation(faces.labels, torch.cat(predicted), torch.cat(confidence), after, said, settings, perf_counter() - start)
 
 # %% ../nbs/06_evaluation.ipynb #6cef3f0a
-def _checked_maps(maps: dict[str, Tensor | None], count: int, options: dict) -> dict[str, Tensor | None]:
-    "Refuse maps that are not those of so many faces."
+def _checked_maps(model: FaceRecognizer, maps: dict[str, Tensor | None], count: int, options: dict) -> dict[str, Tensor | None]:
+    "Refuse maps that are not those of so many faces, as the network sees them."
     if not maps or "random" in maps: raise ValueError(f"the maps are called {list(maps)}; expected at least one, and none called 'random', which is the control")
     for name, heat in maps.items():
         if heat is None: continue
         if not isinstance(heat, Tensor): raise ValueError(f"map {name!r} is of the type {type(heat).__name__}; expected a Tensor, or None: SDD's own")
         if not 2 <= heat.ndim <= 4 or 0 in heat.shape or heat.ndim > 2 and len(heat) != count:
             raise ValueError(f"map {name!r} is {tuple(heat.shape)}; expected ({count}, h, w) or ({count}, draws, h, w) for these {count} faces, or (h, w) for all of them")
+        seen_maps(model, heat if heat.ndim == 2 else heat[:1], f"map {name!r}")
     if options and all(heat is not None for heat in maps.values()): raise ValueError(f"{', '.join(options)} given, but no map is SDD's own (None)")
     return maps
 
@@ -123,7 +124,7 @@ def _measure(model: FaceRecognizer, images: Tensor, maps: dict, place: Tensor, c
 def _map_masks(name: str, heat: Tensor, place: Tensor, cut: float, rule: str, model: FaceRecognizer, seed: int) -> Tensor:  # (draws, B, H, W)
     "Choose the top pixels of the maps of some of the faces."
     shared, draws, size = heat.ndim == 2, heat.shape[1] if heat.ndim == 4 else 1, model.backbone.size
-    if heat.shape[-2:] == (112, 112): heat = model.crop(heat)  # a map of the whole face, of which a narrow network sees the centre
+    heat = seen_maps(model, heat)
     part = (heat[None] if shared else heat[place.to(heat.device)].flatten(0, -3)).to(model.device, torch.float32)
     try: masks = top_mask(part, cut, rule, size, seed if shared else seed + draws * int(place[0]))
     except ValueError as error: raise ValueError(f"{name!r}, faces {int(place[0])} to {int(place[-1])}: {error}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import perturbation
 from .cam import logit_maps
-from .evaluation import filling
+from .masks import filling, resized
 from .model import FaceRecognizer
 from .prelu import BackwardRule
 from .sdd import sdd
@@ -65,13 +65,13 @@ def _grad_cam_pp(model: FaceRecognizer, features: Tensor, logits: Tensor, classe
 
 # %% ../nbs/09_methods.ipynb #03e3ec25
 def _rivals(logits: Tensor, classes: Tensor, against: Tensor | None, top_k: int) -> Tensor:  # (B, S), the target first
-    "Choose the classes that are compared: those given, or the most probable others."
+    "Choose the classes that are compared: those given, or the others with the highest logits."
     count = logits.shape[1]
     if against is None:
         if not 2 <= top_k <= count: raise ValueError(f"top_k is {top_k}; expected 2 or more, and the model knows {count} people")
         return logits.scatter(1, classes[:, None], torch.inf).argsort(1, descending=True)[:, :top_k]
     against = against.to(logits.device)
-    if against.ndim != 2 or len(against) != len(logits) or not against.shape[1] or against.is_floating_point():
+    if against.ndim != 2 or len(against) != len(logits) or not against.shape[1] or against.is_floating_point() or against.dtype == torch.bool:
         raise ValueError(f"against is {tuple(against.shape)} of {against.dtype}; expected ({len(logits)}, S - 1), the other classes of each image")
     _known(against, count, "against")
     if (against == classes[:, None]).any(): raise ValueError("against holds the explained class itself; expected other classes")
@@ -87,7 +87,8 @@ def _known(classes: Tensor, count: int, name: str) -> None:
 def _divergence(model: FaceRecognizer, features: Tensor, logits: Tensor, classes: Tensor, against: Tensor | None = None, top_k: int = 5,
                 minimum_scale: str | float = "classes", maps: str = "raw", order: str = "divergence") -> Tensor:
     cams, _ = logit_maps(model.head, features, _rivals(logits, classes, against, top_k))
-    return sdd(cams, size=model.backbone.size, minimum_scale=minimum_scale, maps=maps, order=order).divergence
+    result = sdd(cams, size=model.backbone.size, minimum_scale=minimum_scale, maps=maps, order=order)
+    return result.map if order == "map" else result.divergence  # only resizing after the exponential changes the order
 
 
 def _original_sdd(model: FaceRecognizer, features: Tensor, logits: Tensor, classes: Tensor, against: Tensor | None = None, top_k: int = 5,
@@ -99,7 +100,7 @@ def _original_sdd(model: FaceRecognizer, features: Tensor, logits: Tensor, class
 
 
 def _finer_cam(model: FaceRecognizer, features: Tensor, logits: Tensor, classes: Tensor, against: Tensor | None = None, top_k: int = 5, gamma: float = 0.6) -> Tensor:
-    compared = _rivals(logits, classes, against, top_k)
+    compared = _rivals(-(logits - logits.gather(1, classes[:, None])).abs(), classes, against, top_k)  # those nearest to the target, as published
     weight = torch.full_like(compared, -gamma / (compared.shape[1] - 1), dtype=logits.dtype)
     weight[:, 0] = 1
     return _weighted(_head_gradient(model, features, torch.zeros_like(logits).scatter_add(1, compared, weight)), features)
@@ -125,7 +126,7 @@ def _guided_backprop(model: FaceRecognizer, images: Tensor, classes: Tensor | No
 
 def _guided_grad_cam(model: FaceRecognizer, images: Tensor, classes: Tensor | None) -> Tensor:
     gradient, *seen = _backward(model, model.preprocess(images), classes, "guided")
-    return gradient.abs().amax(1) * _resize(_grad_cam(model, *seen), model.backbone.size).clamp(min=0)
+    return gradient.abs().amax(1) * resized(_grad_cam(model, *seen), model.backbone.size).clamp(min=0)
 
 # %% ../nbs/09_methods.ipynb #ba7b239d
 def _deep_lift(model: FaceRecognizer, images: Tensor, classes: Tensor | None, fill: str = "black") -> Tensor:
@@ -208,11 +209,11 @@ def method_options(
 def attribute(
     model: FaceRecognizer,  # in evaluation mode; not changed
     images: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
-    classes: int | Tensor | None = None,  # whom to explain: one class for all, or (B,); None: the most probable
+    classes: int | Tensor | None = None,  # whom to explain: one class for all, (B,), or (B, S): several of each, which share the passes of features and masks; None: the most probable
     method: str = "sdd",  # a key of METHODS
     batch_size: int | None = None,  # images in memory; None: AT_ONCE
     **options,  # see `method_options`
-) -> Tensor:  # (B, H, W), float32, at the size that the network sees, on the device of the images; higher is more important, signed where the method is
+) -> Tensor:  # (B, H, W) or (B, S, H, W), float32, at the size that the network sees, on the device of the images; higher is more important, signed where the method is
     "Explain faces by any method. ValueError for a model, images, classes or options that do not fit; ModuleNotFoundError names the missing extra."
     unknown = sorted(options.keys() - method_options(method).keys())
     if unknown: raise ValueError(f"{method} has no option {unknown[0]!r}; it takes {', '.join(['batch_size', *method_options(method)])}")
@@ -223,13 +224,15 @@ def attribute(
     if not len(images): model.preprocess(images)  # says that there are none
     classes = _checked_classes(model, images, classes)
     maps = FAMILIES[how.family](model, images, classes, how.compute, batch_size, options)
-    return _resize(maps, model.backbone.size).float().to(images.device)
+    return resized(maps, model.backbone.size).float().to(images.device)
 
 # %% ../nbs/09_methods.ipynb #aac37a37
 def _check_model(model: FaceRecognizer, method: str) -> None:
     "Refuse a model that cannot be explained, and a method whose package is missing."
     if not isinstance(model, FaceRecognizer): raise ValueError(f"model is a {type(model).__name__}; expected a FaceRecognizer, see `load_recognizer`")
     if any(each.training for each in model.modules()): raise ValueError("the model is in training mode; call model.eval() first")
+    if METHODS[method].assumes.startswith(LINEAR_HEAD) and not hasattr(model.head, "spatial_weights"):
+        raise ValueError(f"{method} assumes {LINEAR_HEAD}; a {type(model.head).__name__} gives no `spatial_weights`. gradcam and occlusion do without")
     if not model.names: raise ValueError("the model knows no people; fine-tune it with `finetune`, or explain pairs of faces with `explain_pair`")
     if any(isinstance(each, torch.jit.ScriptModule) for each in model.modules()): raise ValueError("the model holds a scripted module, whose layers cannot be seen; expected one that runs in Python")
     for package in METHODS[method].packages:
@@ -237,14 +240,14 @@ def _check_model(model: FaceRecognizer, method: str) -> None:
         except ModuleNotFoundError as error: raise ModuleNotFoundError(f"{method} needs {error.name}, which is not installed; pip install 'sdd_face[methods]'", name=error.name) from error
 
 
-def _checked_classes(model: FaceRecognizer, images: Tensor, classes: int | Tensor | None) -> Tensor | None:  # (B,), int64, on the model's device
-    "Give one known class for each image, or None."
+def _checked_classes(model: FaceRecognizer, images: Tensor, classes: int | Tensor | None) -> Tensor | None:  # (B,) or (B, S), int64, on the model's device
+    "Give known classes for each image, or None."
     if classes is None: return None
     classes = torch.as_tensor(classes, device=model.device)
-    if classes.is_floating_point() or classes.dtype == torch.bool or classes.ndim > 1 or classes.ndim == 1 and len(classes) != len(images):
-        raise ValueError(f"classes are {tuple(classes.shape)} of {classes.dtype}; expected one integer, or ({len(images)},), one for each image")
+    if classes.is_floating_point() or classes.dtype == torch.bool or classes.ndim > 2 or classes.ndim and len(classes) != len(images) or not classes.numel():
+        raise ValueError(f"classes are {tuple(classes.shape)} of {classes.dtype}; expected one integer, ({len(images)},), one for each image, or ({len(images)}, S)")
     _known(classes.reshape(-1), len(model.names), "class")
-    return classes.to(torch.int64).expand(len(images))
+    return classes.to(torch.int64) if classes.ndim else classes.to(torch.int64).expand(len(images))
 
 # %% ../nbs/09_methods.ipynb #f78c3e17
 @torch.no_grad()
@@ -255,8 +258,13 @@ def _by_features(model: FaceRecognizer, images: Tensor, classes: Tensor | None, 
         logits = model.head(features)
         wanted = logits.argmax(1) if classes is None else classes[chosen.to(classes.device)]
         own = {} if against is None else {"against": _part(against, chosen, len(images))}
-        maps.append(compute(model, features, logits, wanted, **options | own))
+        maps.append(_for_each(lambda one: compute(model, features, logits, one, **options | own), wanted))
     return torch.cat(maps)
+
+
+def _for_each(explain: Callable[[Tensor | None], Tensor], classes: Tensor | None) -> Tensor:  # (B, h, w) or (B, S, h, w)
+    "Explain one class of each image (B,), or one after the other (B, S)."
+    return explain(classes) if classes is None or classes.ndim == 1 else torch.stack([explain(one) for one in classes.unbind(1)], 1)
 
 
 def _part(against: Tensor, chosen: Tensor, count: int) -> Tensor:
@@ -268,19 +276,14 @@ def _part(against: Tensor, chosen: Tensor, count: int) -> Tensor:
 @torch.enable_grad()
 def _by_pixels(model: FaceRecognizer, images: Tensor, classes: Tensor | None, compute: Callable, batch_size: int, options: dict) -> Tensor:
     wanted = [None] * len(images) if classes is None else classes.split(batch_size)
-    return torch.cat([compute(model, batch, each, **options) for batch, each in zip(images.split(batch_size), wanted)])
+    return torch.cat([_for_each(lambda one: compute(model, batch, one, **options), each) for batch, each in zip(images.split(batch_size), wanted)])
 
 
 @torch.no_grad()
 def _by_masks(model: FaceRecognizer, images: Tensor, classes: Tensor | None, compute: Callable, batch_size: int, options: dict) -> Tensor:
     if classes is None: classes = torch.cat([_predicted(model, model.preprocess(batch)) for batch in images.split(batch_size)])
-    return compute(model, images, classes, batch_size=batch_size, **options)
+    return torch.cat([compute(model, batch, each, batch_size=batch_size, **options) for batch, each in zip(images.split(batch_size), classes.split(batch_size))])
 
 
 FAMILIES = {"features": _by_features, "pixels": _by_pixels, "masks": _by_masks}
 
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    "Resize maps (B, h, w) bilinearly, if they have another size."
-    if maps.shape[1:] == tuple(size): return maps
-    return torch.nn.functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

@@ -50,7 +50,7 @@ class FaceRecognizer(nn.Module):
     @property
     def device(self) -> torch.device:
         "Where the weights are."
-        return self.head.classifier.weight.device
+        return next(self.parameters()).device
 
     def crop(self, images: Tensor) -> Tensor:
         "Cut out (..., H, W) what the network sees of faces or masks of 112 x 112: all of it, or without the outer columns."

@@ -6,15 +6,17 @@
 __all__ = ['SCORES', 'masked_scores', 'window_masks', 'occlusion', 'rise_masks', 'rise', 'score_cam', 'lime']
 
 # %% ../nbs/perturbation.ipynb #6f662050
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from .masks import filling, pass_size
+from .masks import filling, pass_size, resized
 from .model import FaceRecognizer
 from .together import is_writer
 
@@ -24,14 +26,15 @@ SCORES = ("probability", "logit", "log_odds")
 
 def _score(
     logits: Tensor,  # (n, C)
-    classes: Tensor,  # (n,)
+    classes: Tensor,  # (n,), or (n, S): several each
     score: str,  # one of SCORES
-) -> Tensor:  # (n,), float32 or float64
-    "Read from the logits what the network thinks of one class each."
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    own = logits.gather(1, classes[:, None])[:, 0]
+) -> Tensor:  # (n,) or (n, S), float32 or float64
+    "Read from the logits what the network thinks of some classes."
+    logits, asked = logits.to(torch.promote_types(logits.dtype, torch.float32)), classes.view(len(classes), -1)
+    own = logits.gather(1, asked).view(classes.shape)
     if score == "logit": return own
-    odds = own - logits.scatter(1, classes[:, None], -torch.inf).logsumexp(1)
+    others = [logits.scatter(1, each[:, None], -torch.inf).logsumexp(1) for each in asked.unbind(1)]
+    odds = own - torch.stack(others, 1).view(classes.shape)
     return odds if score == "log_odds" else odds.sigmoid()
 
 # %% ../nbs/perturbation.ipynb #d27bc5af
@@ -41,17 +44,17 @@ class _Scene:
     model: FaceRecognizer
     x: Tensor  # (B, 3, H, W), preprocessed
     cover: Tensor  # (B or 1, 3, H, W), preprocessed: what is seen where a mask is 0
-    classes: Tensor  # (B,)
+    classes: Tensor  # (B,) or (B, S)
     score: str  # one of SCORES
     batch_size: int  # masked images at a time, at most
 
-    def look(self, image: Tensor, masks: Tensor) -> Tensor:  # (n,)
+    def look(self, image: Tensor, masks: Tensor) -> Tensor:  # (n,) or (n, S)
         "Score the images with the numbers `image` (n,) through masks (n, H, W): bool, or float in [0, 1]."
         x, cover = self.x[image], self.cover if len(self.cover) == 1 else self.cover[image]
         seen = torch.where(masks[:, None], x, cover) if masks.dtype == torch.bool else torch.lerp(cover, x, masks[:, None].to(x.dtype))
         return _score(self.model(seen), self.classes[image], self.score)
 
-    def look_through(self, count: int, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:  # (B, count)
+    def look_through(self, count: int, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:  # (B, count) or (B, count, S)
         "Score every image through `count` masks; `choose` gives those of some numbers of images and masks."
         scores, pairs = [], torch.arange(len(self.x) * count, device=self.x.device)
         with _bar(len(pairs)) as bar:
@@ -59,7 +62,7 @@ class _Scene:
                 image, mask = pair // count, pair % count
                 scores.append(self.look(image, choose(image, mask)))
                 bar.update(len(pair))
-        return torch.cat(scores).view(len(self.x), count)
+        return torch.cat(scores).view(len(self.x), count, *self.classes.shape[1:])
 
 
 def _bar(total: int) -> tqdm:
@@ -74,8 +77,8 @@ def _scene(model: FaceRecognizer, images: Tensor, classes: Tensor, fill: str, sc
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     x, people = model.preprocess(images), len(model.names)
     if score == "log_odds" and people < 2: raise ValueError("the model knows one person only: log-odds need another one to compare with; take score='logit'")
-    if classes.shape != (len(x),) or classes.is_floating_point() or classes.dtype == torch.bool:
-        raise ValueError(f"classes are {tuple(classes.shape)} of {classes.dtype}; expected ({len(x)},), an integer for each image")
+    if classes.ndim not in (1, 2) or len(classes) != len(x) or not classes.numel() or classes.is_floating_point() or classes.dtype == torch.bool:
+        raise ValueError(f"classes are {tuple(classes.shape)} of {classes.dtype}; expected ({len(x)},), an integer for each image, or ({len(x)}, S)")
     if classes.min() < 0 or classes.max() >= people: raise ValueError(f"classes reach from {classes.min()} to {classes.max()}; expected 0 to {people - 1}, one of the {people} people")
     cover = filling(model, model.crop(images.to(model.device)), fill)
     return _Scene(model, x, cover, classes.to(x.device, torch.int64), score, pass_size(batch_size, x.device))
@@ -97,12 +100,12 @@ def _checked_masks(model: FaceRecognizer, masks: Tensor, count: int) -> Tensor:
 def masked_scores(
     model: FaceRecognizer,  # in evaluation mode
     images: Tensor,  # (B, 3, 112, 112), uint8 RGB
-    classes: Tensor,  # (B,), int64: whose score
+    classes: Tensor,  # (B,), int64: whose score; or (B, S): several, which share the passes
     masks: Tensor,  # (M, H, W), the same for all images, or (B, M, H, W): bool, or float in [0, 1]; 1 shows a pixel
     fill: str = "black",  # what is seen where a mask is 0; see `filling`
     score: str = "log_odds",  # "probability"; "logit"; "log_odds": the logit minus the logsumexp of the others
     batch_size: int = 256,  # masked images in memory at a time, at most; 32 on the CPU
-) -> Tensor:  # (B, M), float32, on the device of the images
+) -> Tensor:  # (B, M) or (B, M, S), float32, on the device of the images
     "Score each image through each mask: B x M forward passes. ValueError for masks, classes or options that do not fit."
     scene = _scene(model, images, classes, fill, score, batch_size)
     masks = _checked_masks(model, masks, len(images))
@@ -131,21 +134,21 @@ def window_masks(
 def occlusion(
     model: FaceRecognizer,  # in evaluation mode
     images: Tensor,  # (B, 3, 112, 112), uint8 RGB
-    classes: Tensor,  # (B,), int64
+    classes: Tensor,  # (B,) or (B, S), int64
     window: int | tuple[int, int] = 32,  # side, or height and width
     stride: int | tuple[int, int] = 16,  # see `window_masks`
     mode: str = "hide",  # "hide" the window: the fall of the score; or "show" nothing else: the score
     fill: str = "black",  # see `filling`
     score: str = "log_odds",  # see `masked_scores`
     batch_size: int = 256,
-) -> Tensor:  # (B, H, W), float32, signed
+) -> Tensor:  # (B, H, W) or (B, S, H, W), float32, signed
     "Give each pixel the mean over the windows that cover it (Zeiler and Fergus, arXiv:1311.2901): M + 1 forward passes to hide, M to show."
     if mode not in ("hide", "show"): raise ValueError(f"mode is {mode!r}; expected 'hide' or 'show'")
     windows = window_masks(model.backbone.size, window, stride).to(model.device)
     masks = windows if mode == "show" else torch.cat([torch.ones_like(windows[:1]), ~windows])
     scores = masked_scores(model, images, classes, masks, fill, score, batch_size).to(model.device)
     if mode == "hide": scores = scores[:, :1] - scores[:, 1:]
-    return (torch.einsum("bm,mhw->bhw", scores, windows.float()) / windows.sum(0)).to(images.device)
+    return (torch.einsum("bm...,mhw->b...hw", scores, windows.float()) / windows.sum(0)).to(images.device)
 
 # %% ../nbs/perturbation.ipynb #49c0d0c5
 def rise_masks(
@@ -175,7 +178,7 @@ def rise_masks(
 def rise(
     model: FaceRecognizer,  # in evaluation mode
     images: Tensor,  # (B, 3, 112, 112), uint8 RGB
-    classes: Tensor,  # (B,), int64
+    classes: Tensor,  # (B,) or (B, S), int64
     masks: int = 1000,  # how many, the same for all images; the paper takes 4000 to 8000 for images of 224 x 224
     cells: int = 7,  # see `rise_masks`
     keep: float = 0.5,
@@ -184,20 +187,15 @@ def rise(
     fill: str = "black",  # see `filling`
     score: str = "probability",  # the paper's; see `masked_scores`
     batch_size: int = 256,
-) -> Tensor:  # (B, H, W), float32
+) -> Tensor:  # (B, H, W) or (B, S, H, W), float32
     "Give the mean of random masks, weighted with their scores and divided by the share they keep (arXiv:1806.07421, equation 6): one forward pass for each mask."
     if baseline not in ("zero", "mean"): raise ValueError(f"baseline is {baseline!r}; expected 'zero' or 'mean'")
     drawn = rise_masks(masks, model.backbone.size, cells, keep, seed, model.device)
     scores = masked_scores(model, images, classes, drawn, fill, score, batch_size).to(model.device)
     if baseline == "mean": scores = scores - scores.mean(1, keepdim=True)
-    return (torch.einsum("bm,mhw->bhw", scores, drawn) / (masks * keep)).to(images.device)
+    return (torch.einsum("bm...,mhw->b...hw", scores, drawn) / (masks * keep)).to(images.device)
 
 # %% ../nbs/perturbation.ipynb #f780b7cc
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    "Resize maps (n, h, w) bilinearly."
-    return interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-
-
 def _unit(maps: Tensor) -> Tensor:
     "Scale each map (n, h, w) to [0, 1]; a constant one to 0."
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
@@ -208,17 +206,17 @@ def _unit(maps: Tensor) -> Tensor:
 def score_cam(
     model: FaceRecognizer,  # in evaluation mode
     images: Tensor,  # (B, 3, 112, 112), uint8 RGB
-    classes: Tensor,  # (B,), int64
+    classes: Tensor,  # (B,) or (B, S), int64
     fill: str = "black",  # see `filling`; "grey" multiplies the preprocessed image with the mask
     score: str = "logit",  # the paper's; see `masked_scores`
     batch_size: int = 256,
-) -> Tensor:  # (B, H, W), float32, signed: the paper's map before its ReLU
+) -> Tensor:  # (B, H, W) or (B, S, H, W), float32, signed: the paper's map before its ReLU
     "Sum the feature maps, weighted with the softmax of their scores as masks (Wang et al., arXiv:1910.01279): one forward pass for each channel, and one."
     scene = _scene(model, images, classes, fill, score, batch_size)
     features = torch.cat([model.features(some) for some in scene.x.split(scene.batch_size)]).float()
-    scores = scene.look_through(features.shape[1], lambda image, channel: _unit(_resized(features[image, channel], model.backbone.size)))
-    maps = torch.einsum("bk,bkyx->byx", scores.float().softmax(1), features)
-    return _resized(maps, model.backbone.size).to(images.device)
+    scores = scene.look_through(features.shape[1], lambda image, channel: _unit(resized(features[image, channel], model.backbone.size)))
+    maps = torch.einsum("bk...,bkyx->b...yx", scores.float().softmax(1), features)
+    return resized(maps, model.backbone.size).to(images.device)
 
 # %% ../nbs/perturbation.ipynb #b26c900d
 def _lime_parts(look: Callable[[Tensor], Tensor]):  # -> captum.attr.Lime
@@ -243,26 +241,31 @@ def _squares(size: tuple[int, int], cells: int) -> Tensor:  # (H, W), 0 to cells
 def lime(
     model: FaceRecognizer,  # in evaluation mode
     images: Tensor,  # (B, 3, 112, 112), uint8 RGB
-    classes: Tensor,  # (B,), int64
+    classes: Tensor,  # (B,) or (B, S), int64
     samples: int = 1000,  # masks for each image
     cells: int = 8,  # squares along each side
     seed: int = 0,  # of the masks; the same for all images
     fill: str = "black",  # see `filling`
     score: str = "probability",  # the paper's; see `masked_scores`
     batch_size: int = 256,
-) -> Tensor:  # (B, H, W), float32, signed
+) -> Tensor:  # (B, H, W) or (B, S, H, W), float32, signed
     "Give the coefficients of a linear model of the score, a square each (Ribeiro et al., arXiv:1602.04938; by Captum): one forward pass for each sample."
     if samples < 1: raise ValueError(f"samples is {samples}; expected 1 or more")
     scene, squares = _scene(model, images, classes, fill, score, batch_size), _squares(model.backbone.size, cells)
+    found = []
     with torch.random.fork_rng(devices=[]), _bar(len(images) * samples) as bar:
+        for image in range(len(images)):
+            answers = []  # about all classes, one batch of sets after the other: they are the same for each class
 
-        def coefficients(image: int) -> Tensor:
-            def look(shown: Tensor) -> Tensor:
-                bar.update(len(shown))
-                return scene.look(torch.full((len(shown),), image, device=scene.x.device), shown.bool()[:, squares].to(scene.x.device)).cpu()
+            def look(shown: Tensor, turn: Iterator[int], column: int) -> Tensor:
+                if (number := next(turn)) == len(answers):
+                    bar.update(len(shown))
+                    seen = scene.look(torch.full((len(shown),), image, device=scene.x.device), shown.bool()[:, squares].to(scene.x.device))
+                    answers.append(seen.view(len(shown), -1).cpu())
+                return answers[number][:, column]
 
-            torch.default_generator.manual_seed(seed)
-            return _lime_parts(look).attribute(torch.ones(1, cells**2), n_samples=samples, perturbations_per_eval=scene.batch_size)[0]
-
-        maps = torch.stack([coefficients(image)[squares] for image in range(len(images))])
-    return maps.float().to(images.device)
+            for column in range(classes[image].numel()):
+                torch.default_generator.manual_seed(seed)
+                fitted = _lime_parts(partial(look, turn=itertools.count(), column=column)).attribute(torch.ones(1, cells**2), n_samples=samples, perturbations_per_eval=scene.batch_size)
+                found.append(fitted[0][squares])
+    return torch.stack(found).view(*classes.shape, *squares.shape).float().to(images.device)

@@ -123,6 +123,17 @@ def test_twenty_percent_is_the_papers_measurement(model, faces):
     assert torch.equal(found.predicted, table.predicted) and found.shares[4].item() == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("fill", ["mean", "noise", "blur"])
+def test_a_narrow_network_and_a_seed_get_the_covers_of_the_tables(fill):
+    torch.manual_seed(0)
+    narrow = FaceRecognizer("mobilefacenet_96", ["a", "b", "c"]).eval()
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[..., :8] = 0  # what the network does not see
+    some, heat = Faces(images, torch.arange(2), narrow.names, torch.arange(2), ["x", "y"]), {"map": maps_of(2), "seen": torch.rand(2, 7, 6)}
+    table, found = evaluate(narrow, some, heat, draws=0, fill=fill, seed=5), curves(narrow, some, heat, steps=5, fill=fill, seed=5)
+    for name in heat: torch.testing.assert_close(found.confidence["deletion", name][:, 1], table.masked_confidence["deletion", name][:, 0], rtol=1e-4, atol=1e-5)
+
+
 def test_batches_and_company_do_not_matter_and_the_model_is_left_alone(model, faces):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     heat = maps_of(size=7)
@@ -153,7 +164,7 @@ def test_covers(model, faces):
 @pytest.mark.parametrize("maps, options, message", [
     ({"m": maps_of(5)}, {}, r"map 'm' is \(5, 112, 112\); expected \(6, h, w\)"), ({"m": torch.zeros(3)}, {}, "map 'm' is"), ({}, {}, "0 maps"),
     ({"m": torch.full((6, 7, 7), torch.nan)}, {}, "map 'm' holds NaN"), ({"m": maps_of()}, {"steps": 0}, "steps is 0"), ({"m": maps_of()}, {"batch_size": 0}, "batch_size is 0"),
-    ({"m": maps_of()}, {"schemes": ("retention",)}, "scheme is 'retention'; expected 'deletion' or 'insertion'"), ({"m": maps_of()}, {"fill": "red"}, "fill is 'red'")])
+    ({"m": maps_of()}, {"schemes": ("retention",)}, "scheme is 'retention'; expected 'deletion' or 'insertion'"), ({"m": maps_of()}, {"fill": "red"}, "fill is 'red'"), ({"m": torch.rand(6, 7, 14)}, {}, "map 'm' is 7 x 14, another shape than the images")])
 def test_what_cannot_be_measured_is_refused(model, faces, maps, options, message):
     with pytest.raises(ValueError, match=message): curves(model, faces, maps, **options)
 

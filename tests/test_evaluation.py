@@ -107,7 +107,8 @@ def test_a_map_that_makes_no_mask_is_refused(wrong, message):
 
 @pytest.mark.parametrize("maps, message", [
     ({}, "at least one"), ({"random": None}, "none called 'random'"), ({"a": torch.rand(8, 7, 7)}, r"map 'a' is \(8, 7, 7\); expected \(9, h, w\)"), ({"a": torch.rand(7)}, "map 'a' is"),
-    ({"a": torch.rand(9, 1, 1, 7, 7)}, "map 'a' is"), ({"a": torch.rand(9, 0, 7, 7)}, "map 'a' is"), ({"a": [[1.0]]}, "map 'a' is of the type list"),
+    ({"a": torch.rand(9, 1, 1, 7, 7)}, "map 'a' is"), ({"a": torch.rand(9, 0, 7, 7)}, "map 'a' is"),
+    ({"a": torch.rand(9, 7, 14)}, "map 'a' is 7 x 14, another shape than the images of 112 x 112; expected 7 x 7 or a multiple"), ({"a": torch.rand(50, 112)}, "map 'a' is 50 x 112"), ({"a": torch.rand(9, 2, 112, 96)}, "map 'a' is 112 x 96"), ({"a": [[1.0]]}, "map 'a' is of the type list"),
     ({"sdd": None, "a": torch.rand(9, 7, 7).index_fill(0, torch.tensor([6]), torch.nan)}, "'a', faces 4 to 7: map 2 holds NaN")])
 def test_maps_that_do_not_fit_are_refused(model, faces, maps, message):
     with pytest.raises(ValueError, match=message): evaluate(model, faces, maps, batch_size=4)
@@ -123,8 +124,8 @@ def test_options_of_sdd_without_sdd_are_refused(model, faces):
 
 
 def test_any_map_is_measured_as_sdd_is(model, faces):
-    divergence = explain(model, faces.images).sdd.divergence
-    maps = {"sdd": None, "given": 3 * divergence - 5, "twice": torch.stack([divergence, -divergence], 1), "disc": centred_map(), "small": torch.rand(9, 7, 7)}
+    divergence = explain(model, faces.images, batch_size=4).sdd.divergence
+    maps = {"sdd": None, "given": 4 * divergence, "twice": torch.stack([divergence, -divergence], 1), "disc": centred_map(), "small": torch.rand(9, 7, 7)}
     result = evaluate(model, faces, maps, draws=2, batch_size=4)
     assert result.maps == [*maps, "random"] and result.passes == 1 + 2 * (1 + 1 + 2 + 1 + 1 + 2)
     default = evaluate(model, faces, draws=2, batch_size=4)

@@ -2,13 +2,14 @@
 import gc
 import resource
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sdd_face.cam import logit_maps
-from sdd_face.evaluation import filling
+from sdd_face.masks import filling, top_mask
 from sdd_face.methods import METHODS, attribute, method_options
 from sdd_face.model import FaceRecognizer
 from sdd_face.sdd import explain
@@ -81,6 +82,21 @@ def test_a_finite_map_of_each_face_or_a_sentence(any_model, images, name):
     assert close(others[2], maps[2])
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_several_classes_of_each_face(images, name):
+    """As one class after the other, but features and masks are seen once."""
+    if name in CAPTUM: pytest.importorskip("captum")
+    model, count = recognizer(), []
+    forward, classes = model.backbone.features, torch.tensor([[0, 4], [8, 1], [3, 2]])
+    one = torch.stack([attribute(model, images, each, name, **QUICK.get(name, {})) for each in classes.T], 1)
+    model.backbone.features = lambda x: count.append(len(x)) or forward(x)
+    both = attribute(model, images, classes, name, batch_size=2, **QUICK.get(name, {}))
+    assert both.shape == (3, 2, 112, 112)
+    torch.testing.assert_close(both, one, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    passes = eval(METHODS[name].forward, {"channels": 96, "windows": 9, "masks": 8, "samples": 16, "steps": 4})
+    assert sum(count) == 3 * passes * (2 if METHODS[name].family == "pixels" else 1)
+
+
 @pytest.mark.parametrize("name", CHEAP + ["occlusion", "rise"])
 def test_the_size_is_what_the_network_sees(images, name):
     assert attribute(recognizer("mobilefacenet_96"), images[:1], 3, name, **QUICK.get(name, {})).shape == (1, 112, 96)
@@ -127,6 +143,11 @@ def test_gradient_maps_of_a_pooled_cosine_sum_to_zero(images):
 def test_sdd_is_the_divergence(any_model, images):
     assert torch.equal(attribute(any_model, images), explain(any_model, images).sdd.divergence)
     assert torch.equal(attribute(any_model, images, 3, "sdd", top_k=4), explain(any_model, images, target=3, top_k=4).sdd.divergence)
+
+
+def test_sdd_that_is_resized_last_has_an_order_of_its_own(model, images):
+    assert torch.equal(attribute(model, images, order="map"), explain(model, images, order="map").sdd.map)
+    assert not torch.equal(top_mask(attribute(model, images, order="map")), top_mask(attribute(model, images)))
 
 
 def test_original_sdd_by_hand(model, images):
@@ -189,7 +210,7 @@ def test_equal_to_torchcam(images, name, theirs):
     methods = pytest.importorskip("torchcam.methods")
     model = recognizer().double()
     options = {"num_references": 4} if theirs == "FinerCAM" else {}
-    classes = seen(model, images)[1].argmax(1)
+    classes = seen(model, images)[1].argsort(1, descending=True)[torch.arange(3), torch.tensor([0, 1, 5])]  # the nearest logits need not be the highest
     with getattr(methods, theirs)(model, "backbone.body", input_shape=(3, 112, 112), **options) as extractor:
         maps, = extractor(classes.tolist(), model(model.preprocess(images)))
     torch.testing.assert_close(scaled(raw(name, model, images, classes)), maps.double(), rtol=1e-5, atol=1e-5)
@@ -244,7 +265,7 @@ def test_nobodys_model_is_changed(any_model, images):
     before = state(any_model)
     assert before[0] == 0
     for name in METHODS:
-        if name in CAPTUM and "captum" not in sys.modules: continue
+        if name in CAPTUM and not find_spec("captum"): continue
         try: attribute(any_model, images[:1], 3, name, **QUICK.get(name, {}))
         except ValueError as error: assert "sends back" in str(error)
         assert same(state(any_model), before), name
@@ -295,9 +316,9 @@ def test_the_callers_mode_does_not_matter(model, images, mode):
 # Refused.
 @pytest.mark.parametrize("wrong, message", [
     ({"method": "magic"}, "unknown method 'magic'; expected one of saliency, lime, deeplift"), ({"classes": 9}, "class is 9; the model knows 0 to 8"), ({"classes": -1}, "class is -1; the model knows 0 to 8"),
-    ({"classes": torch.tensor([0, 1, 40])}, "class is 40; the model knows 0 to 8"), ({"classes": torch.tensor([0, 1])}, r"expected one integer, or \(3,\)"), ({"classes": 1.5}, "expected one integer"),
+    ({"classes": torch.tensor([0, 1, 40])}, "class is 40; the model knows 0 to 8"), ({"classes": torch.tensor([0, 1])}, r"expected one integer, \(3,\)"), ({"classes": 1.5}, "expected one integer"),
     ({"top_k": 10}, "top_k is 10; expected 2 or more, and the model knows 9 people"), ({"top_k": 1}, "top_k is 1; expected 2 or more"), ({"steps": 3}, "sdd has no option 'steps'; it takes batch_size, against, top_k"),
-    ({"method": "saliency", "top_k": 3}, "saliency has no option 'top_k'; it takes batch_size$"), ({"against": torch.zeros(2, 4, dtype=torch.int64)}, r"against is \(2, 4\)"), ({"against": torch.zeros(3, 4)}, "of torch.float32"),
+    ({"method": "saliency", "top_k": 3}, "saliency has no option 'top_k'; it takes batch_size$"), ({"against": torch.zeros(2, 4, dtype=torch.int64)}, r"against is \(2, 4\)"), ({"against": torch.zeros(3, 4)}, "of torch.float32"), ({"against": torch.ones(3, 1, dtype=torch.bool)}, "of torch.bool"), ({"classes": torch.zeros(3, 0, dtype=torch.int64)}, r"or \(3, S\)"),
     ({"against": torch.full((3, 4), 9)}, "against is 9; the model knows 0 to 8"), ({"classes": 2, "against": torch.full((3, 2), 2)}, "against holds the explained class itself"), ({"batch_size": 0}, "batch_size is 0"),
     ({"method": "layercam", "gradients": "x"}, "gradients is 'x'"), ({"method": "sdd_original", "alpha": -1}, "alpha is -1"), ({"method": "sdd_original", "scale": "x"}, "scale is 'x'"), ({"method": "deeplift", "fill": "x"}, "fill is 'x'"),
     ({"method": "integrated_gradients", "steps": 0}, "steps is 0")])
@@ -330,6 +351,14 @@ def test_models_that_cannot_be_explained_are_refused(images):
 @pytest.mark.parametrize("name", ["guided_backprop", "guided_gradcam", "deeplift"])
 def test_squeeze_and_excitation_is_refused(images, name):
     with pytest.raises(ValueError, match="does not know what sigmoid sends back"): attribute(FaceRecognizer("ir_se_50", NAMES).eval(), images[:1], method=name)
+
+
+@pytest.mark.parametrize("name", ["cam", "sdd", "sdd_original"])
+def test_a_head_without_a_map_is_refused(images, name):
+    model = recognizer()
+    model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 20), nn.ReLU(), nn.Linear(20, 9)).eval()
+    with pytest.raises(ValueError, match=f"{name} assumes a head that is linear in the features; a Sequential gives no `spatial_weights`"): attribute(model, images, method=name)
+    assert attribute(model, images, 3, "gradcam").isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore")

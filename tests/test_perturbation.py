@@ -8,7 +8,7 @@ from captum.attr import Occlusion
 from torchcam.methods import ScoreCAM
 from torchcam.methods.core import _CAM
 
-from sdd_face.evaluation import filling
+from sdd_face.masks import filling
 from sdd_face.model import FaceRecognizer
 from sdd_face.perturbation import SCORES, lime, masked_scores, occlusion, rise, rise_masks, score_cam, window_masks
 
@@ -89,6 +89,15 @@ def test_log_odds_stay_finite_where_probabilities_do_not(linear, monkeypatch):
     assert masked_scores(linear, WHITE, torch.tensor([0]), everything).item() == pytest.approx(12544)
     assert masked_scores(linear, WHITE, torch.tensor([1]), everything).item() == pytest.approx(-12544)
     assert masked_scores(linear, WHITE, torch.tensor([0]), everything, score="probability").item() == 1
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_several_classes_share_their_passes(model, passes, score):
+    masks, classes = some_masks(4, 112, 112), torch.tensor([[2, 1], [0, 5], [5, 4]])
+    one = torch.stack([masked_scores(model, FACES, each, masks, score=score) for each in classes.T], 2)
+    passes.clear()
+    torch.testing.assert_close(masked_scores(model, FACES, classes, masks, score=score), one)
+    assert passes["images"] == 12
 
 
 def test_passes_and_memory(model, passes):
@@ -268,7 +277,7 @@ def test_shapes_that_are_none(model, call, message):
     with pytest.raises(ValueError, match=message): call(model)
 
 
-@pytest.mark.parametrize("classes, message", [(torch.tensor([0, 1]), r"expected \(3,\)"), (torch.tensor([0, 1, 6]), "0 to 5"), (torch.tensor([-1, 1, 2]), "0 to 5"), (torch.tensor([0.0, 1.0, 2.0]), "an integer")])
+@pytest.mark.parametrize("classes, message", [(torch.tensor([0, 1]), r"expected \(3,\), an integer for each image, or \(3, S\)"), (torch.tensor([0, 1, 6]), "0 to 5"), (torch.tensor([-1, 1, 2]), "0 to 5"), (torch.tensor([0.0, 1.0, 2.0]), "an integer")])
 def test_classes_that_are_none(model, classes, message):
     with pytest.raises(ValueError, match=message): occlusion(model, FACES, classes)
 
