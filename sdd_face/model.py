@@ -58,7 +58,7 @@ class FaceRecognizer(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:  # (B, 3, H, W), float, the network's colours and range, on its device
         "Turn RGB images (B, 3, 112, 112), uint8 or float in [0, 1], into what the network was trained with; ValueError for anything else."
-        pixels = self.crop(_checked(images, self.backbone.size)).to(self.device).to(self.head.classifier.weight.dtype)  # bytes travel faster
+        pixels = self.crop(_checked(images, self.backbone.size)).to(self.device).to(next(self.parameters()).dtype)  # bytes travel faster
         if images.is_floating_point(): pixels = pixels * 255
         if self.record["color"] == "bgr": pixels = pixels.flip(1)
         return ((pixels - self.record["mean"]) / self.record["std"]).contiguous(memory_format=torch.channels_last)
