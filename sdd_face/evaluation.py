@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .data import Faces
 from .files import atomic_path, project_path, write_rows
-from .intervals import bootstrap, with_interval
+from .intervals import bootstrap, intervals_over, with_interval
 from .masks import filling, pass_size, random_masks, same_size_masks, seen_maps, top_mask, uniform_numbers
 from .model import FaceRecognizer
 from .plot import overlay, show_images
@@ -193,8 +193,7 @@ def caption(result: Evaluation) -> str:
     "Say how the numbers were measured."
     settings = ", ".join(f"{name} = {value}" for name, value in result.options.items())
     people = len(result.labels.unique())
-    interval = f"95 % intervals from a paired bootstrap over {people} people" if people > 1 else "one person only: no intervals"
-    return f"{len(result.labels)} test faces of {people} people; {interval}. Options: {settings}."
+    return f"{len(result.labels)} test faces of {people} people; {intervals_over(people)}. Options: {settings}."
 
 # %% ../nbs/06_evaluation.ipynb #733df05c
 def _beside(result: Evaluation, scheme: str) -> str:

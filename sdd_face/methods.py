@@ -171,25 +171,26 @@ class Method:
     backward: str  # whole passes back to the pixels; a gradient of the head alone is not one
     assumes: str  # of the network
     packages: tuple[str, ...] = ()  # that the extra `methods` installs
+    variant: str = ""  # of several, which
 
 
 LINEAR_HEAD, RULED = "a head that is linear in the features", "only ReLU, PReLU and linear layers: no squeeze-and-excitation"
 METHODS = {
     "saliency": Method("Saliency", "Simonyan et al., arXiv:1312.6034", "pixels", _saliency, "1", "1", "gradients"),
     "lime": Method("LIME", "Ribeiro et al., arXiv:1602.04938", "masks", perturbation.lime, "samples", "0", "nothing", ("captum", "sklearn")),
-    "deeplift": Method("DeepLIFT, rescale rule", "Shrikumar et al., arXiv:1704.02685", "pixels", _deep_lift, "2", "2", RULED + ", no cosine classifier"),
+    "deeplift": Method("DeepLIFT", "Shrikumar et al., arXiv:1704.02685", "pixels", _deep_lift, "2", "2", RULED + ", no cosine classifier", variant="rescale rule"),
     "guided_backprop": Method("Guided backpropagation", "Springenberg et al., arXiv:1412.6806", "pixels", _guided_backprop, "1", "1", RULED),
     "cam": Method("CAM", "Zhou et al., arXiv:1512.04150", "features", _cam, "1", "0", LINEAR_HEAD),
-    "gradcam": Method("Grad-CAM, before its ReLU", "Selvaraju et al., arXiv:1610.02391", "features", _grad_cam, "1", "0", "a differentiable head"),
+    "gradcam": Method("Grad-CAM", "Selvaraju et al., arXiv:1610.02391", "features", _grad_cam, "1", "0", "a differentiable head", variant="before its ReLU"),
     "guided_gradcam": Method("Guided Grad-CAM", "Selvaraju et al., arXiv:1610.02391", "pixels", _guided_grad_cam, "1", "1", RULED),
     "rise": Method("RISE", "Petsiuk et al., arXiv:1806.07421", "masks", perturbation.rise, "masks", "0", "nothing"),
-    "sdd_original": Method("SDD, original: constant F", "Verenich et al., 2021", "features", _original_sdd, "1", "0", LINEAR_HEAD + ", two people"),
-    "sdd": Method("SDD, improved", "the paper, section 3.2", "features", _divergence, "1", "0", LINEAR_HEAD + ", two people"),
-    "gradcam_pp": Method("Grad-CAM++, before its ReLU", "Chattopadhay et al., arXiv:1710.11063", "features", _grad_cam_pp, "1", "0", "a differentiable head; features above zero, or it has poles"),
-    "layercam": Method("LayerCAM, before its ReLU", "Jiang et al., TIP 2021", "features", _layer_cam, "1", "0", "a differentiable head"),
+    "sdd_original": Method("SDD original", "Verenich et al., 2021", "features", _original_sdd, "1", "0", LINEAR_HEAD + ", two people", variant="constant F"),
+    "sdd": Method("SDD", "the paper, section 3.2", "features", _divergence, "1", "0", LINEAR_HEAD + ", two people", variant="improved"),
+    "gradcam_pp": Method("Grad-CAM++", "Chattopadhay et al., arXiv:1710.11063", "features", _grad_cam_pp, "1", "0", "a differentiable head; features above zero, or it has poles", variant="before its ReLU"),
+    "layercam": Method("LayerCAM", "Jiang et al., TIP 2021", "features", _layer_cam, "1", "0", "a differentiable head", variant="before its ReLU"),
     "hirescam": Method("HiResCAM", "Draelos and Carin, arXiv:2011.08891", "features", _hires_cam, "1", "0", "a differentiable head"),
     "scorecam": Method("Score-CAM", "Wang et al., arXiv:1910.01279", "masks", perturbation.score_cam, "1 + channels", "0", "feature maps"),
-    "finercam": Method("Finer-CAM, before its ReLU", "Zhang et al., arXiv:2501.11309", "features", _finer_cam, "1", "0", "a differentiable head, two people"),
+    "finercam": Method("Finer-CAM", "Zhang et al., arXiv:2501.11309", "features", _finer_cam, "1", "0", "a differentiable head, two people", variant="before its ReLU"),
     "integrated_gradients": Method("Integrated Gradients", "Sundararajan et al., arXiv:1703.01365", "pixels", _integrated_gradients, "steps", "steps", "gradients", ("captum",)),
     "occlusion": Method("Occlusion", "Zeiler and Fergus, arXiv:1311.2901", "masks", perturbation.occlusion, "1 + windows", "0", "nothing"),
 }

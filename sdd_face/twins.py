@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TWIN_PARTS', 'LEVEL', 'VISIBLE', 'TWIN_RECIPE', 'SCORES', 'make_families', 'TwinGame', 'draw_game',
            'draw_family_faces', 'prepare_twins', 'decisions', 'score_maps', 'rivals', 'DifferenceClassifier',
-           'difference_model', 'score_rows', 'twins_markdown']
+           'difference_model', 'explain_decisions', 'score_rows', 'twins_markdown']
 
 # %% ../nbs/13_twins.ipynb #cfafa573
 import copy
@@ -22,7 +22,8 @@ from .files import atomic_path, project_path, write_rows
 from .finetune import finetune, predict
 from .heads import LinearClassifier
 from .intervals import bootstrap, with_interval
-from .localisation import localisation_auc, mass, pointing, widened
+from .localisation import localisation_auc, mass, pointing, seen_part, widened
+from .methods import METHODS, attribute, method_options
 from .model import FaceRecognizer, best_device, load_recognizer, read_record, save_recognizer
 from .paint import PARTS
 from .synthetic import TRAITS, draw_faces, make_people, twin
@@ -157,6 +158,7 @@ def score_maps(
     if truth not in ("changed", "region"): raise ValueError(f"truth is {truth!r}; expected 'changed' or 'region'")
     if unknown := set(which) - set(SCORES): raise ValueError(f"no score is called {sorted(unknown)[0]!r}; expected some of {', '.join(SCORES)}")
     target = getattr(game, truth)
+    for heat in list(maps.values())[:1]: target = target[:, *seen_part(target.shape[1:], heat.shape[1:])]  # a narrow network sees the centre
     near = widened(target) if "pointing" in which else target
     measure = {"area": lambda heat: localisation_auc(heat, target), "pointing": lambda heat: pointing(heat, near, 0), "mass": lambda heat: mass(heat, target)}
     chance = {"area": torch.full((len(game),), 0.5), "pointing": near.float().mean((1, 2)), "mass": target.float().mean((1, 2))}
@@ -214,6 +216,22 @@ def difference_model(
     pairs.names = [f"{model.names[a]} against {model.names[b]}" for a, b in zip(first.tolist(), second.tolist())]
     return pairs.eval()
 
+# %% ../nbs/13_twins.ipynb #3c4e977d
+def explain_decisions(
+    model: FaceRecognizer,  # from `prepare_twins`
+    game: TwinGame,
+    method: str,  # of METHODS
+    **options,  # of the method
+) -> Tensor:  # (M, H, W)
+    "Explain for each pair why the image shows the person and not the twin; the twins of a face share the passes of its masks. ValueError for a method that does not fit."
+    if "against" in method_options(method): return attribute(model, game.faces[game.face], game.own, method, against=game.twin[:, None], **options)
+    decisions, pairs = difference_model(model, game.own, game.twin), torch.arange(len(game))
+    if METHODS[method].family != "masks": return attribute(decisions, game.faces[game.face], pairs, method, **options)
+    logit = {"score": "logit"} if "score" in method_options(method) else {}  # other logits are other pairs, and not to be compared with
+    place = (game.face[:, None] == torch.arange(len(game.faces))).cumsum(0).gather(1, game.face[:, None])[:, 0] - 1  # among the pairs of its face
+    asked = torch.zeros(len(game.faces), int(place.max()) + 1, dtype=torch.int64).index_put((game.face, place), pairs)
+    return attribute(decisions, game.faces, asked, method, **options | logit)[game.face, place]
+
 # %% ../nbs/13_twins.ipynb #a4ba34d2
 def score_rows(
     game: TwinGame,
@@ -236,12 +254,12 @@ def twins_markdown(
     rows: list[dict],  # from `score_rows`
     caption: str,  # how it was measured
 ) -> str:
-    "Write the table: all parts together with intervals, best area first, then the area for each part."
+    "Write the table: all parts together, best area first, then the area for each part, with intervals."
     cell = {(row["map"], row["part"], row["score"]): row for row in rows}
     parts = list(dict.fromkeys(row["part"] for row in rows if row["part"] != "all"))
     names = sorted({row["map"] for row in rows}, key=lambda name: -cell[name, "all", "area"]["value"])
     lines = [f"| Map | Area | Pointing | Mass | {' | '.join(parts)} |", "|---" * (4 + len(parts)) + "|"]
     for name in names:
         together = [with_interval(row["value"], row["ci_low"], row["ci_high"], 3) for row in (cell[name, "all", score] for score in SCORES)]
-        lines.append(" | ".join([f"| {name}", *together, *(f"{cell[name, part, 'area']['value']:.2f}" for part in parts)]) + " |")
+        lines.append(" | ".join([f"| {name}", *together, *(with_interval(row["value"], row["ci_low"], row["ci_high"], 2) for row in (cell[name, part, "area"] for part in parts))]) + " |")
     return f"**The twin game.** {caption}\n\n" + "\n".join(lines) + "\n"

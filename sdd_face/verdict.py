@@ -20,7 +20,7 @@ from torch import Tensor
 from .controls import advantages
 from .evaluation import SCHEMES, Evaluation
 from .intervals import bootstrap, with_interval
-from .methods import METHODS, attribute, method_options
+from .methods import METHODS, attribute
 from .model import FaceRecognizer
 from .plot import overlay, show_images
 
@@ -28,10 +28,12 @@ from .plot import overlay, show_images
 def spread(
     labels: Tensor,  # (N,): whose face it is
     count: int,  # how many faces; all of them if there are fewer
+    seed: int = 0,  # of the order of the people
 ) -> Tensor:  # (count,): positions, in order
     "Choose faces of as many people as possible, as evenly as possible: everybody's first, then everybody's second ..."
     earlier = torch.stack([(labels[:i] == labels[i]).sum() for i in range(len(labels))])
-    return (earlier * (int(labels.max()) + 1) + labels).argsort()[:count].sort().values
+    order = torch.randperm(int(labels.max()) + 1, generator=torch.Generator().manual_seed(seed))
+    return (earlier * len(order) + order[labels]).argsort()[:count].sort().values
 
 
 def willing(
@@ -72,6 +74,7 @@ def timed_maps(
     def explain(name: str) -> None: maps[name] = attribute(model, images, classes, name, **methods[name])
     one_pass()
     for name in methods:
+        if model.device.type == "cuda": explain(name)  # a GPU plans its first call of a kind
         before = [seconds(model, one_pass) for _ in range(2)]
         own = seconds(model, lambda: explain(name))
         costs[name] = own / median(before + [seconds(model, one_pass) for _ in range(2)])

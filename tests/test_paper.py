@@ -60,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in (
         "facescrub align photographs --out faces --landmarks landmarks.csv --metadata lists",
         "reproduce --profile facescrub -p data faces -p weights adaface.ckpt -p epochs 1 -p batch_size 8 -p learning_rate 0.0001 -p top_k 3 -p draws 1 -p device cpu "
-        "-p methods sdd,cam,saliency -p families 2 -p family_images 3 -p family_tests 1 -p explain saliency -p searched_training 4 -p compared 3 -p general 3",
+        "-p methods sdd,cam,saliency -p families 2 -p family_images 3 -p family_tests 1 -p searched_training 4 -p compared 3 -p general 3",
     ):
         result = subprocess.run([sys.executable, "-c", "import sys; from sdd_face.cli import main; sys.exit(main())", *arguments.split()], cwd=folder, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]

@@ -9,11 +9,11 @@ from sdd_face.data import load_faces, split_faces
 from sdd_face.finetune import predict
 from sdd_face.inpainting import REGIONS, class_decision, flagged, gallery, gallery_decision, gallery_maps, inpainting_game, paint_over, paint_triplets, playable, region_mask
 from sdd_face.localisation import coarse_truth, localisation_auc, mass, pointing, widened
-from sdd_face.methods import attribute
+from sdd_face.methods import attribute, method_options
 from sdd_face.model import FaceRecognizer
 from sdd_face.paint import PARTS
 from sdd_face.synthetic import draw_faces
-from sdd_face.twins import LEVEL, SCORES, TWIN_PARTS, decisions, difference_model, draw_family_faces, draw_game, make_families, prepare_twins, rivals, score_maps, score_rows, twins_markdown
+from sdd_face.twins import LEVEL, SCORES, TWIN_PARTS, decisions, difference_model, draw_family_faces, draw_game, explain_decisions, make_families, prepare_twins, rivals, score_maps, score_rows, twins_markdown
 from test_heads import randomised
 
 PEOPLE = 2
@@ -132,6 +132,27 @@ def test_a_part_that_does_not_exist_is_refused(people):
     with pytest.raises(ValueError, match="no part is called 'tail'"): make_families(2, ("tail",))
     with pytest.raises(ValueError, match="no parts"): make_families(2, ())
     with pytest.raises(ValueError, match="times as many"): draw_game(people, ("nose", "ears"), 1)
+
+
+@pytest.mark.parametrize("name, options", [("sdd", {}), ("gradcam", {}), ("saliency", {}), ("deeplift", {}), ("rise", {"masks": 6, "seed": 2}), ("occlusion", {"window": 56, "stride": 56}), ("scorecam", {}), ("lime", {"samples": 6})])
+def test_every_method_explains_decisions(model, game, name, options):
+    """As pair by pair; masks are seen once for all twins of a face."""
+    some = game[game.visible & (game.part < 3)]
+    maps = explain_decisions(model, some, name, **options)
+    assert maps.shape == (len(some), 112, 112)
+    decide = difference_model(model, some.own, some.twin)
+    score = {"score": "logit"} if "score" in method_options(name) else {}
+    for k in (0, len(some) // 2, len(some) - 1):
+        image = some.faces[some.face[k]][None]
+        alone = attribute(model, image, int(some.own[k]), name, against=some.twin[k : k + 1, None]) if name == "sdd" else attribute(decide, image, k, name, **options | score)
+        torch.testing.assert_close(maps[k], alone[0], rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
+
+
+def test_chance_is_what_a_flat_map_gets_also_on_a_narrow_network(game):
+    some = game[game.visible]
+    for size in ((7, 7), (7, 6)):
+        scores = score_maps(some, {"flat": torch.zeros(len(some), *size)})
+        for score in SCORES: torch.testing.assert_close(scores["flat", score], scores["chance", score])
 
 
 def test_a_decision_is_a_logit_of_the_difference_model(model, game):
