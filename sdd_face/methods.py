@@ -186,7 +186,7 @@ METHODS = {
     "rise": Method("RISE", "Petsiuk et al., arXiv:1806.07421", "masks", perturbation.rise, "masks", "0", "nothing"),
     "sdd_original": Method("SDD original", "Verenich et al., 2021", "features", _original_sdd, "1", "0", LINEAR_HEAD + ", two people", variant="constant F"),
     "sdd": Method("SDD", "the paper, section 3.2", "features", _divergence, "1", "0", LINEAR_HEAD + ", two people", variant="improved"),
-    "gradcam_pp": Method("Grad-CAM++", "Chattopadhay et al., arXiv:1710.11063", "features", _grad_cam_pp, "1", "0", "a differentiable head; features above zero, or it has poles", variant="before its ReLU"),
+    "gradcam_pp": Method("Grad-CAM++", "Chattopadhay et al., arXiv:1710.11063", "features", _grad_cam_pp, "1", "0", "a differentiable head; features of one sign, or it has poles", variant="before its ReLU"),
     "layercam": Method("LayerCAM", "Jiang et al., TIP 2021", "features", _layer_cam, "1", "0", "a differentiable head", variant="before its ReLU"),
     "hirescam": Method("HiResCAM", "Draelos and Carin, arXiv:2011.08891", "features", _hires_cam, "1", "0", "a differentiable head"),
     "scorecam": Method("Score-CAM", "Wang et al., arXiv:1910.01279", "masks", perturbation.score_cam, "1 + channels", "0", "feature maps"),

@@ -144,18 +144,19 @@ READINGS = {  # what is read otherwise -> options of `evaluate`, or what is coun
 def readings(
     model: FaceRecognizer,  # in evaluation mode; not changed
     faces: Faces,
-    others: dict[str, dict] = READINGS,  # name -> what differs from the default: options of `evaluate`; or "count": "relative", "truth" or "recognised"
+    others: dict[str, dict] = READINGS,  # name -> what differs from the default: options of `evaluate`; "count": "relative", "truth" or "recognised"; or "model": another recogniser of the same people
     **default,  # options of `evaluate`
 ) -> list[dict]:  # reading, scheme, metric, map ("sdd", "random", "difference"), default, value, shift, ci_low, ci_high; in percent
     "Measure how far other readings of the paper move its Tables 1 and 2, face by face, with intervals over people."
     base, rows = evaluate(model, faces, **default), []
     for reading, change in others.items():
         change = dict(change)
-        count = change.pop("count", "")
+        count, network = change.pop("count", ""), change.pop("model", model)
         if "top_k" in change: change["top_k"] = min(change["top_k"], len(model.names))
-        result = evaluate(model, faces, **default | change) if change else base
+        result = evaluate(network, faces, **default | change) if change or network is not model else base
+        counted = _counted(result, count)
         for (scheme, metric), before in _counted(base).items():
-            after = _counted(result, count)[scheme, metric]
+            after = counted[scheme, metric]
             shown = result.predicted == result.labels if count == "recognised" else torch.ones(len(faces), dtype=torch.bool)
             shifts = 100 * bootstrap(torch.stack([_shift(before[name], after[name], shown) for name in before]), faces.labels)
             for name, interval in zip(before, shifts.tolist()):

@@ -1,4 +1,6 @@
 """Sanity checks against known answers: other weights, other classes, other readings."""
+import copy
+
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -169,3 +171,11 @@ def test_the_figure_has_a_panel_for_each_number_of_the_tables(rows):
 
 def test_an_unknown_way_of_counting_is_refused(pooled, faces):
     with pytest.raises(ValueError, match="count is 'x'"): readings(pooled, faces, {"odd": {"count": "x"}}, draws=1)
+
+
+def test_another_network_is_a_reading_too(pooled, faces):
+    other = copy.deepcopy(pooled)
+    with torch.no_grad(): other.head.classifier.weight.mul_(-1)
+    row = find(readings(pooled, faces, {"other": {"model": other}}, draws=1), "other")
+    expected = [100 * evaluate(each, faces, draws=1).drop("deletion", "sdd").mean().item() for each in (pooled, other)]
+    assert (row["default"], row["value"]) == pytest.approx(expected, abs=1e-3) and row["shift"] == pytest.approx(expected[1] - expected[0], abs=1e-2)
