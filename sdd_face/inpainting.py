@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['REGIONS', 'flagged', 'gallery_decision', 'class_decision', 'gallery', 'InpaintingResult', 'inpainting_game',
-           'playable', 'region_mask', 'paint_over', 'Triplets', 'paint_triplets', 'gallery_maps']
+           'playable', 'region_mask', 'paint_over', 'Triplets', 'paint_triplets', 'detected_landmarks', 'gallery_maps']
 
 # %% ../nbs/inpainting.ipynb #1c9b094b
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
+from torchvision.transforms.v2.functional import to_pil_image
 
 from .alignment import TEMPLATE
 from .cam import logit_maps
 from .data import Faces
+from .landmarks import find_landmarks
 from .localisation import seen_part
 from .model import FaceRecognizer
 from .pairs import _directions
@@ -26,7 +29,7 @@ def flagged(
     maps: Tensor,  # (N, h, w), higher is more important
     truth: Tensor,  # (N, H, W), bool: the changed region
     rates: tuple[float, ...] = (0.01, 0.05),  # false alarm rates, 0 to 1
-    seed: int = 0,  # of the order of equal pixels
+    seed: int = 0,  # of the order of equal pixels; the i-th map takes seed + i
 ) -> Tensor:  # (R, N, H, W), bool
     "Flag the highest pixels of each map, down to the last one before the false alarms become too many. ValueError for what does not fit."
     if maps.ndim != 3 or truth.ndim != 3 or len(maps) != len(truth): raise ValueError(f"maps {tuple(maps.shape)} and truth {tuple(truth.shape)}; expected (N, h, w) and (N, H, W)")
@@ -38,7 +41,7 @@ def flagged(
     if not (outside.any(1) & ~outside.all(1)).all(): raise ValueError("a truth marks every pixel or none; expected a region")
     heat = maps.detach().cpu().double()
     if heat.shape[1:] != seen.shape[1:]: heat = interpolate(heat[:, None], tuple(seen.shape[1:]), mode="bilinear", align_corners=False)[:, 0]
-    shuffle = torch.rand(outside.shape, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    shuffle = torch.stack([torch.randperm(outside.shape[1], generator=torch.Generator().manual_seed(seed + i)) for i in range(len(outside))])
     order = shuffle.gather(1, heat.flatten(1).gather(1, shuffle).argsort(dim=1, descending=True, stable=True))
     alarms = outside.gather(1, order).cumsum(1)
     chosen = torch.stack([alarms <= rate * outside.sum(1, keepdim=True) for rate in rates])
@@ -96,16 +99,18 @@ def inpainting_game(
     wins: Callable[[Tensor, Tensor], Tensor],  # from `gallery_decision` or `class_decision`
     rates: tuple[float, ...] = (0.01, 0.05),  # false alarm rates; those of the paper's tables
     seed: int = 0,  # of the order of equal pixels
-    batch_size: int = 32,  # faces at once; on a processor more are slower
+    batch_size: int = 32,  # faces at once; on a CPU more are slower
 ) -> dict[str, InpaintingResult]:
     "Play the Inpainting Game (arXiv:2008.00916): R forward passes for each map of each probe."
     if probes.shape != painted.shape: raise ValueError(f"probes {tuple(probes.shape)} and painted probes {tuple(painted.shape)}; expected the same")
     results = {}
     for name, heat in maps.items():
-        masks = flagged(heat, truth, rates, seed)
-        hits = (masks & truth).flatten(2).sum(2) / truth.flatten(1).sum(1)
-        turned = [torch.cat([wins(torch.where(m[:, None], new, old), index) for m, new, old, index in zip(*(each.split(batch_size) for each in (mask, painted, probes, torch.arange(len(probes)))))]) for mask in masks]
-        results[name] = InpaintingResult(tuple(rates), hits, torch.stack(turned))
+        hits, turned = [], []
+        for some in torch.arange(len(probes)).split(batch_size):
+            masks = flagged(heat[some], truth[some], rates, seed + int(some[0]))
+            hits.append((masks & truth[some]).flatten(2).sum(2) / truth[some].flatten(1).sum(1))
+            turned.append(torch.stack([wins(torch.where(mask[:, None], painted[some], probes[some]), some) for mask in masks]))
+        results[name] = InpaintingResult(tuple(rates), torch.cat(hits, 1), torch.cat(turned, 1))
     return results
 
 
@@ -119,36 +124,40 @@ def playable(
     return ~wins(probes, index) & wins(painted, index)
 
 # %% ../nbs/inpainting.ipynb #f66d97dc
-_EYES, _NOSE, _MOUTH = TEMPLATE[:2], TEMPLATE[2:3] - [[0, 4]], TEMPLATE[3:].mean(0, keepdims=True)
-REGIONS = {  # name -> (centres (x, y), half the width, half the height), in pixels of an aligned face of 112 x 112
-    "eyes": (_EYES, 11, 7), "brows": (_EYES - [[0, 13]], 14, 6), "nose": (_NOSE, 12, 12), "mouth": (_MOUTH, 19, 9),
+REGIONS = {  # name -> (landmarks: the middle of each group is a centre; pixels above it; half the width; half the height), of an aligned face of 112 x 112
+    "eyes": (([0], [1]), 0, 11, 7), "brows": (([0], [1]), 13, 14, 6), "nose": (([2],), 4, 12, 12), "mouth": (([3, 4],), 0, 19, 9),
 }
 
 
 def region_mask(
     name: str,  # of `REGIONS`
-    size: int = 112,
+    landmarks: np.ndarray | Tensor = TEMPLATE,  # (5, 2): x, y of left eye, right eye, nose, left and right corner of the mouth, in the picture
 ) -> Tensor:  # (112, 112), bool
-    "Mark a region of an aligned face. ValueError if there is none of that name."
+    "Mark a region of an aligned face. ValueError if there is none of that name, or if it lies outside."
     if name not in REGIONS: raise ValueError(f"no region is called {name!r}; expected {', '.join(REGIONS)}")
-    centres, width, height = REGIONS[name]
-    axis, mask = torch.arange(size), torch.zeros(size, size, dtype=torch.bool)
-    for x, y in centres.tolist(): mask |= ((axis[:, None] - y).abs() <= height) & ((axis - x).abs() <= width)
+    groups, above, width, height = REGIONS[name]
+    axis, mask, points = torch.arange(112), torch.zeros(112, 112, dtype=torch.bool), torch.as_tensor(landmarks)
+    for group in groups:
+        x, y = points[group].mean(0).tolist()
+        mask |= ((axis[:, None] - (y - above)).abs() <= height) & ((axis - x).abs() <= width)
+    if not mask.any(): raise ValueError(f"the {name} of a face with the landmarks {points.tolist()} lie outside of it; expected points of an aligned face of 112 x 112")
     return mask
 
 
 def paint_over(
     images: Tensor,  # (N, 3, H, W), uint8 RGB
-    mask: Tensor,  # (H, W), bool: where
+    mask: Tensor,  # (H, W) or (N, H, W), bool: where
     rounds: int = 400,  # of smoothing
 ) -> Tensor:  # (N, 3, H, W), uint8 RGB
     "Fill a region with the smoothest surface that meets its surroundings."
-    rows, columns = (each.nonzero()[:, 0] for each in (mask.any(1), mask.any(0)))
-    if not len(rows) or mask.all(): raise ValueError("the mask marks no pixel, or every pixel; expected a region")
+    mask = mask.expand(len(images), *mask.shape[-2:])
+    marked = mask.flatten(1).float().mean(1)
+    if ((marked == 0) | (marked == 1)).any(): raise ValueError("the mask marks no pixel, or every pixel; expected a region")
+    rows, columns = (mask.any(0).any(side).nonzero()[:, 0] for side in (1, 0))
     top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
     window = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
-    inside, patch = mask[window], images[:, :, *window].float()
-    level = (patch * ~inside).sum((2, 3), keepdim=True) / (~inside).sum()
+    inside, patch = mask[:, None, *window], images[:, :, *window].float()
+    level = (patch * ~inside).sum((2, 3), keepdim=True) / (~inside).sum((2, 3), keepdim=True)
     patch = torch.where(inside, level, patch)
     for _ in range(rounds):
         padded = torch.nn.functional.pad(patch, (1, 1, 1, 1), mode="replicate")
@@ -189,17 +198,27 @@ def paint_triplets(
     images: int = 10,  # of each person in a gallery, at most
     probes: int = 8,  # of each person, at most
     regions: tuple[str, ...] = tuple(REGIONS),
+    landmarks: Callable[[Tensor], Tensor] | None = None,  # images (B, 3, 112, 112) -> (B, 5, 2), such as `detected_landmarks`; None: those of the template
 ) -> Triplets:  # for the first region all probes, then for the second ...
     "Make the triplets of arXiv:2008.00916 of aligned faces. ValueError if a person has no image for the gallery, or if nobody has a probe."
     if train.names != test.names: raise ValueError("gallery and probes show other people; expected two sides of one split")
     seen, unseen = _first_of_each(train, images), _first_of_each(test, probes)
     if missing := set(range(len(train.names))) - set(seen.labels.tolist()): raise ValueError(f"{train.names[min(missing)]} has no image for the gallery; expected at least one")
     if not len(unseen): raise ValueError("there are no probes; expected at least one unseen image")
-    masks = [region_mask(name) for name in regions]
-    nonmates = [gallery(model, paint_over(seen.images, mask), seen.labels)[unseen.labels.to(model.device)] for mask in masks]
-    region = torch.arange(len(masks)).repeat_interleave(len(unseen))
-    return Triplets(unseen.images.repeat(len(masks), 1, 1, 1), torch.cat([paint_over(unseen.images, mask) for mask in masks]), torch.stack(masks)[region], region,
-                    unseen.labels.repeat(len(masks)), torch.cat(nonmates), gallery(model, seen.images, seen.labels))
+    points = [torch.as_tensor(TEMPLATE).expand(len(each), 5, 2) if landmarks is None else landmarks(each.images) for each in (seen, unseen)]
+    masks = [[torch.stack([region_mask(name, face) for face in side]) for side in points] for name in regions]  # of the gallery, of the probes
+    nonmates = [gallery(model, paint_over(seen.images, mask), seen.labels)[unseen.labels.to(model.device)] for mask, _ in masks]
+    return Triplets(unseen.images.repeat(len(masks), 1, 1, 1), torch.cat([paint_over(unseen.images, mask) for _, mask in masks]), torch.cat([mask for _, mask in masks]),
+                    torch.arange(len(masks)).repeat_interleave(len(unseen)), unseen.labels.repeat(len(masks)), torch.cat(nonmates), gallery(model, seen.images, seen.labels))
+
+
+def detected_landmarks(
+    images: Tensor,  # (N, 3, 112, 112), uint8 RGB
+) -> Tensor:  # (N, 5, 2)
+    "Find the landmarks of aligned faces, and say for how many the template's have to serve; ModuleNotFoundError without the extra `align`."
+    found = [find_landmarks(to_pil_image(image.cpu())) for image in images]
+    if missing := sum(each is None for each in found): print(f"no landmarks found in {missing} of {len(images)} faces: those of the template are taken")
+    return torch.stack([torch.as_tensor(TEMPLATE if each is None else each, dtype=torch.float64) for each in found])
 
 
 def _first_of_each(faces: Faces, count: int) -> Faces:

@@ -3,11 +3,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+from conftest import ROOT
+from sdd_face.alignment import TEMPLATE
 from sdd_face.cam import logit_maps
 from sdd_face.data import load_faces, split_faces
 from sdd_face.finetune import predict
-from sdd_face.inpainting import REGIONS, class_decision, flagged, gallery, gallery_decision, gallery_maps, inpainting_game, paint_over, paint_triplets, playable, region_mask
+from sdd_face.inpainting import REGIONS, class_decision, detected_landmarks, flagged, gallery, gallery_decision, gallery_maps, inpainting_game, paint_over, paint_triplets, playable, region_mask
 from sdd_face.localisation import coarse_truth, localisation_auc, mass, pointing, widened
 from sdd_face.methods import attribute, method_options
 from sdd_face.model import FaceRecognizer
@@ -16,7 +20,7 @@ from sdd_face.synthetic import draw_faces
 from sdd_face.twins import LEVEL, SCORES, TWIN_PARTS, decisions, difference_model, draw_family_faces, draw_game, explain_decisions, make_families, prepare_twins, rivals, score_maps, score_rows, twins_markdown
 from test_heads import randomised
 
-PEOPLE = 2
+PEOPLE, ALIGNED = 2, ROOT.parent / "shared/real/facescrub12/aligned"
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +279,38 @@ def test_painting_over_touches_nothing_else(name):
     assert torch.equal(painted[..., ~mask], images[..., ~mask]) and not torch.equal(painted, images)
     flat = torch.full((1, 3, 112, 112), 77, dtype=torch.uint8)
     assert torch.equal(paint_over(flat, mask), flat)
+
+
+def test_regions_follow_the_landmarks_of_each_face():
+    moved = torch.as_tensor(TEMPLATE) + torch.tensor([5, -3])
+    for name in REGIONS: assert torch.equal(region_mask(name, moved).roll((3, -5), (0, 1))[20:100, 10:100], region_mask(name)[20:100, 10:100])
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = torch.stack([region_mask("nose"), region_mask("nose", moved)])
+    painted = paint_over(images, masks)
+    for k in range(2): assert torch.equal(painted[k, :, ~masks[k]], images[k, :, ~masks[k]]) and (painted[k].float() - paint_over(images[k : k + 1], masks[k])[0]).abs().max() <= 1
+    with pytest.raises(ValueError, match="the nose of a face with the landmarks .* lie outside"): region_mask("nose", moved + 200)
+
+
+def test_triplets_take_the_landmarks_that_are_found(drawn_sides):
+    model, (train, _, test) = randomised("ir_tiny", "pool", "linear", torch.float64), drawn_sides
+    moved = torch.as_tensor(TEMPLATE) + torch.tensor([2, 4])
+    triplets = paint_triplets(model, train, test, regions=("nose",), landmarks=lambda images: moved.expand(len(images), 5, 2))
+    assert (triplets.truth == region_mask("nose", moved)).all() and not torch.equal(triplets.nonmates, paint_triplets(model, train, test, regions=("nose",)).nonmates)
+
+
+@pytest.mark.skipif(not ALIGNED.exists(), reason="no real faces beside the checkout: ../shared/real/facescrub12")
+def test_landmarks_of_photographs_are_found_near_the_template():
+    pytest.importorskip("mtcnnruntime")
+    files = sorted(ALIGNED.glob("*/*.jpg"))[::140]
+    points = detected_landmarks(torch.stack([pil_to_tensor(Image.open(file).convert("RGB")) for file in files]))
+    distance = (points - torch.as_tensor(TEMPLATE)).norm(dim=2)
+    assert points.shape == (len(files), 5, 2) and distance.median() < 6 and distance.max() < 20 and (distance > 0).any(1).float().mean() > 0.7
+
+
+def test_where_no_face_is_found_the_template_serves_and_it_is_said(capsys):
+    pytest.importorskip("mtcnnruntime")
+    points = detected_landmarks(torch.full((2, 3, 112, 112), 128, dtype=torch.uint8))
+    assert torch.equal(points, torch.as_tensor(TEMPLATE).expand(2, 5, 2)) and "no landmarks found in 2 of 2 faces" in capsys.readouterr().out
 
 
 def test_unknown_regions_are_refused():
