@@ -191,6 +191,7 @@ def area_rows(
     "Give the areas under the curves, or their differences from one map's, with 95 % intervals over people. ValueError for a map that was not measured."
     if reference and reference not in result.maps: raise ValueError(f"the reference is {reference!r}; measured were {', '.join(result.maps)}")
     keys = [(scheme, name) for scheme, name in result.confidence if name != reference]
+    if not keys: return []
     areas = torch.stack([result.area(*key) for key in keys])
     numbers = compare(areas, result.labels, torch.stack([result.area(scheme, reference) for scheme, _ in keys])) if reference else bootstrap(areas, result.labels)
     return [{"scheme": scheme, "map": name} | dict(zip(("value", "ci_low", "ci_high", "p"), row)) for (scheme, name), row in zip(keys, numbers.tolist())]

@@ -225,7 +225,7 @@ def plot_masking(
     seed: int = 0,  # of the random mask
     **options,  # of `explain`
 ) -> Figure:
-    "Draw the original, the SDD map, and the face with the SDD region and with a rolled one deleted or retained (paper, figures 5 and 6)."
+    "Draw the original, the SDD map, and the face with the SDD region and with a rolled one deleted or retained, in black (paper, figures 5 and 6)."
     image = model.crop(image)
     with torch.no_grad():
         features = model.features(model.preprocess(image[None]))

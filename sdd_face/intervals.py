@@ -58,6 +58,7 @@ def compare(
     rarest = (1 - torch.searchsorted(ranked, distances) / rounds).amin(0).sort().values  # of each draw, its smallest p-value
     beyond = max(1, round(rounds * float(rarest[int((1 - level) * rounds)])))  # so many draws lie at or beyond the end of an interval
     half = torch.where(varied, ranked[:, -beyond] * deviation, 0.0)
+    half[half > differences.clamp(min=0).amax(1) - differences.clamp(max=0).amin(1)] = torch.inf  # wider than all that was seen, zero included
     seen = torch.where(varied, mean.abs() / deviation, torch.where(mean.abs() > rounding, torch.inf, 0.0))
     p = (1 + (distances >= seen[:, None]).sum(1)) / (1 + rounds)
     adjusted = ((1 + torch.searchsorted(rarest, p.double(), right=True)) / (1 + rounds)).double()

@@ -27,6 +27,7 @@ from .methods import METHODS, attribute, method_options
 from .model import FaceRecognizer, best_device, load_recognizer, read_record, save_recognizer
 from .paint import PARTS
 from .synthetic import TRAITS, draw_faces, make_people, twin
+from .together import agree, writer_first
 
 # %% ../nbs/13_twins.ipynb #3b335649
 TWIN_PARTS = tuple(part for part in TRAITS if part)
@@ -126,10 +127,10 @@ def prepare_twins(
     traits = torch.stack([people[trait].float() for trait in sorted(people)]).double().sum(1)
     made_from = {"people": [round(each, 3) for each in traits.tolist()], "images": images, "arch": arch, "weights": str(weights), "color": color, "head": head, "classifier": classifier, "seed": seed, "recipe": recipe}
     made_from = json.loads(json.dumps(made_from))
-    if file.exists() and read_record(file).get("made_from") == made_from: model = load_recognizer(file)
+    if agree(file.exists() and read_record(file).get("made_from") == made_from): model = load_recognizer(file)
     else:
         faces = draw_family_faces(people, images, seed + 1)
-        model = load_recognizer(weights, faces.names, arch, color, seed, head, classifier)
+        with writer_first(): model = load_recognizer(weights, faces.names, arch, color, seed, head, classifier)
         model = finetune(model, faces, faces[:0], **recipe, seed=seed, device=device)
         save_recognizer(model, file, made_from=made_from)
     return model.to(best_device(device)).eval()

@@ -313,7 +313,8 @@ def test_facescrub_is_the_paper():
 
 def test_the_paper_from_an_empty_folder(tmp_path: Path):
     command = [Path(sys.executable).with_name("sdd-face"), "reproduce", "--run", "tiny"]
-    small = {"people": 8, "images_per_person": 12, "epochs": 1, "draws": 1}
+    small = {"people": 8, "images_per_person": 12, "epochs": 1, "draws": 1, "training_faces": 40, "curve_faces": 8, "sanity_faces": 8, "families": 3, "family_images": 6, "family_tests": 1, "probes": 2}
+    small |= {"searched": 8, "searched_training": 8, "compared": 8, "general": 8, "sanity": 4, "rise_masks": 12, "lime_samples": 12, "steps": 4}
     command += [part for name, value in small.items() for part in ("-p", name, str(value))]
     for before in (0, len(numbered_notebooks(ROOT / "nbs"))):
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
