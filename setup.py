@@ -33,8 +33,11 @@ setup(
     keywords=settings["keywords"].split(),
     python_requires=f">={settings['min_python']}",
     packages=["sdd_face", "sdd_face.nbs"],
-    package_dir={"sdd_face.nbs": "nbs"},  # the notebooks and profiles travel in the wheel
-    package_data={"sdd_face": ["weights/*.safetensors"], "sdd_face.nbs": ["*.ipynb", "profiles/*.yaml"]},
+    package_dir={"sdd_face.nbs": "nbs"},
+    package_data={
+        "sdd_face": ["weights/*.safetensors"],
+        "sdd_face.nbs": ["[0-9]*.ipynb", "beyond/[0-9]*.ipynb", "profiles/*.yaml"],  # what a run needs
+    },
     install_requires=settings["requirements"].split(),
     extras_require={**extras, "dev": sum(extras.values(), []) + settings["dev_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split()},

@@ -14,10 +14,15 @@ def class_activation_maps(
     features: Tensor,  # (B, K, h, w), the input of the head
     weights: Tensor,  # (S, K) or (B, S, K), the same at every position; or (S, K, h, w) or (B, S, K, h, w)
 ) -> Tensor:  # (B, S, h, w), signed, float32 or float64
-    "Sum the feature maps with the weights of each class (paper, equation 2): mean over positions + bias = logit. ValueError if the shapes differ."
+    """Sum the feature maps with the weights of each class (paper, equation 2): mean over positions + bias = logit.
+
+    ValueError if the shapes differ."""
     places = features.shape[2:] if weights.ndim > 3 else ()
-    if features.ndim != 4 or not 2 <= weights.ndim <= 5 or weights.shape[weights.ndim - len(places) - 1 :] != (features.shape[1], *places):
-        raise ValueError(f"features {tuple(features.shape)} and weights {tuple(weights.shape)}; expected (B, K, h, w) and (S, K), (B, S, K), (S, K, h, w) or (B, S, K, h, w)")
+    known = features.ndim == 4 and 2 <= weights.ndim <= 5
+    if not known or weights.shape[-1 - len(places) :] != (features.shape[1], *places):
+        raise ValueError(
+            f"features {tuple(features.shape)} and weights {tuple(weights.shape)}; "
+            "expected (B, K, h, w) and (S, K), (B, S, K), (S, K, h, w) or (B, S, K, h, w)")
     dtype = torch.promote_types(torch.promote_types(features.dtype, weights.dtype), torch.float32)
     features, weights = features.to(dtype), weights.to(dtype)
     weights = weights.expand(len(features), *weights.shape[-2 - len(places) :])
@@ -29,7 +34,7 @@ def logit_maps(
     features: Tensor,  # (B, K, h, w), the input of the head
     classes: Tensor,  # (S,), or (B, S) of each image
 ) -> tuple[Tensor, Tensor]:  # (B, S, h, w): maps; (B, S): constants
-    "Give the class activation maps of some logits under any linear head: mean over positions + constant = logit."
+    "Compute the class activation maps of some logits under any linear head: mean over positions + constant = logit."
     weights, bias = head.spatial_weights(classes)
     lengths = head.lengths(features)[:, None]
     return class_activation_maps(features, weights) / lengths[..., None, None], bias / lengths

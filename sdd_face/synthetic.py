@@ -11,22 +11,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .paint import LAYERS, PARTS, Canvas, expose
+from .paint import LAYERS, Canvas, expose
 
 # %% ../nbs/00_synthetic.ipynb #cc0b8394
 TRAITS = {  # part -> trait -> (low, high), or the names to choose from
     "": {"skin_tone": (0.0, 1.0)},
     "face": {"face_width": (33.0, 39.0), "chin": (34.0, 40.0), "jaw": (0.0, 0.8), "folds": (0.0, 1.0)},
-    "hair": {"hair_style": ("short", "short", "parted", "parted", "fringe", "long", "long", "bald"), "hair_colour": (0.0, 1.0),
-             "hairline": (-53.0, -43.0), "hair_volume": (1.0, 11.0), "hair_parting": (-0.35, 0.35)},
+    "hair": {"hair_style": ("short", "short", "parted", "parted", "fringe", "long", "long", "bald"),
+             "hair_color": (0.0, 1.0), "hairline": (-53.0, -43.0), "hair_volume": (1.0, 11.0),
+             "hair_parting": (-0.35, 0.35)},
     "ears": {"ear_size": (0.8, 1.25)},
-    "brows": {"brow_colour": (0.0, 1.0), "brow_height": (-33.5, -29.5), "brow_width": (1.2, 2.8), "brow_arch": (0.5, 3.5), "brow_tilt": (-0.15, 0.12)},
-    "eyes": {"eye_colour": (0.0, 1.0), "eye_distance": (16.2, 19.2), "eye_width": (7.6, 9.8), "eye_height": (3.3, 5.0), "eye_tilt": (-0.13, 0.10)},
+    "brows": {"brow_color": (0.0, 1.0), "brow_height": (-33.5, -29.5), "brow_width": (1.2, 2.8),
+              "brow_arch": (0.5, 3.5), "brow_tilt": (-0.15, 0.12)},
+    "eyes": {"eye_color": (0.0, 1.0), "eye_distance": (16.2, 19.2), "eye_width": (7.6, 9.8),
+             "eye_height": (3.3, 5.0), "eye_tilt": (-0.13, 0.10)},
     "nose": {"nose_width": (5.6, 9.0), "nose_length": (0.0, 5.0), "nose_bridge": (2.2, 4.2)},
-    "mouth": {"lip_colour": (0.0, 1.0), "mouth_width": (10.5, 14.5), "upper_lip": (1.8, 3.8), "lower_lip": (2.8, 5.2), "mouth_height": (-1.5, 1.5)},
-    "mole": {"mole": ("none", "none", "left", "right"), "mole_x": (10.0, 25.0), "mole_y": (-2.0, 26.0), "mole_size": (1.3, 2.1)},
-    "beard": {"beard": ("none", "none", "none", "none", "moustache", "goatee", "full"), "beard_colour": (0.0, 1.0), "beard_density": (0.35, 0.95)},
-    "glasses": {"glasses": ("none", "none", "none", "round", "square"), "glasses_colour": (0.0, 1.0), "glasses_size": (11.0, 13.5)},
+    "mouth": {"lip_color": (0.0, 1.0), "mouth_width": (10.5, 14.5), "upper_lip": (1.8, 3.8), "lower_lip": (2.8, 5.2),
+              "mouth_height": (-1.5, 1.5)},
+    "mole": {"mole": ("none", "none", "left", "right"), "mole_x": (10.0, 25.0), "mole_y": (-2.0, 26.0),
+             "mole_size": (1.3, 2.1)},
+    "beard": {"beard": ("none", "none", "none", "none", "moustache", "goatee", "full"),
+              "beard_color": (0.0, 1.0), "beard_density": (0.35, 0.95)},
+    "glasses": {"glasses": ("none", "none", "none", "round", "square"), "glasses_color": (0.0, 1.0),
+                "glasses_size": (11.0, 13.5)},
 }
 
 
@@ -35,36 +42,41 @@ RANGES = {trait: bounds for traits in TRAITS.values() for trait, bounds in trait
 # %% ../nbs/00_synthetic.ipynb #e92118f3
 def make_people(
     count: int,  # how many
+    *,
     seed: int = 0,  # the same seed gives the same people; more people begin with the same ones
 ) -> dict[str, Tensor]:  # trait -> (count,): a number, or the index of a choice
-    "Invent people: one value for every trait of `TRAITS`."
+    "Invent people: one value for every trait of `TRAITS`. Raises ValueError for a count below 1."
     if count < 1: raise ValueError(f"make_people: count is {count}; expected 1 or more")
     chance = torch.rand(count, len(RANGES), generator=torch.Generator().manual_seed(seed))
     people = {trait: _at(bounds, u) for (trait, bounds), u in zip(RANGES.items(), chance.T)}
-    people["hair_colour"] = people["hair_colour"] * torch.where(people["skin_tone"] > 0.6, 0.35, 1.0)
-    for follower in ("brow_colour", "beard_colour"):
+    people["hair_color"] = people["hair_color"] * torch.where(people["skin_tone"] > 0.6, 0.35, 1.0)
+    for follower in ("brow_color", "beard_color"):
         own = people[follower]
-        people[follower] = torch.where(own < 0.7, (people["hair_colour"] + 0.15 * (own - 0.35)).clamp(0, 1), own - 0.7)
+        people[follower] = torch.where(own < 0.7, (people["hair_color"] + 0.15 * (own - 0.35)).clamp(0, 1), own - 0.7)
     people["beard"] = people["beard"].where(people["hair_style"] != RANGES["hair_style"].index("long"), 0)
     return people
 
 
 def _at(bounds: tuple, u: Tensor) -> Tensor:
     "Turn uniform numbers into values of a trait."
-    if isinstance(bounds[0], str): return torch.tensor([bounds.index(name) for name in bounds], dtype=torch.float32)[(u * len(bounds)).long()]
-    return bounds[0] + u * (bounds[1] - bounds[0])
+    if not isinstance(bounds[0], str): return bounds[0] + u * (bounds[1] - bounds[0])
+    choices = torch.tensor([bounds.index(name) for name in bounds], dtype=torch.float32)
+    return choices[(u * len(bounds)).long()]
 
 # %% ../nbs/00_synthetic.ipynb #72281ded
 MOMENT = {  # what varies from image to image: (low, high)
-    "roll": (-0.09, 0.09), "scale": (0.94, 1.06), "shift_x": (-2.0, 2.0), "shift_y": (-2.0, 2.0), "yaw": (-1.0, 1.0), "pitch": (-1.0, 1.0),
-    "light_x": (-0.42, 0.42), "light_y": (-0.30, 0.12), "brightness": (0.75, 1.12), "contrast": (0.85, 1.12), "warmth": (-0.07, 0.05),
-    "smile": (-0.3, 1.0), "open": (-1.2, 1.0), "lids": (0.72, 1.12), "gaze_x": (-1.6, 1.6), "gaze_y": (-0.6, 0.6), "brow_lift": (-1.6, 0.8),
-    "backdrop_left": (0.0, 1.0), "backdrop_right": (0.0, 1.0), "clothes_colour": (0.0, 1.0), "blur": (0.0, 0.9), "noise": (0.0, 0.022),
+    "roll": (-0.09, 0.09), "scale": (0.94, 1.06), "shift_x": (-2.0, 2.0), "shift_y": (-2.0, 2.0),
+    "yaw": (-1.0, 1.0), "pitch": (-1.0, 1.0), "light_x": (-0.42, 0.42), "light_y": (-0.30, 0.12),
+    "brightness": (0.75, 1.12), "contrast": (0.85, 1.12), "warmth": (-0.07, 0.05),
+    "smile": (-0.3, 1.0), "open": (-1.2, 1.0), "lids": (0.72, 1.12), "gaze_x": (-1.6, 1.6), "gaze_y": (-0.6, 0.6),
+    "brow_lift": (-1.6, 0.8), "backdrop_left": (0.0, 1.0), "backdrop_right": (0.0, 1.0), "clothes_color": (0.0, 1.0),
+    "blur": (0.0, 0.9), "noise": (0.0, 0.022),
 }
 
 
 def make_moments(
     count: int,  # how many
+    *,
     seed: int = 0,  # the same seed gives the same moments
 ) -> dict[str, Tensor]:  # name -> (count,)
     "Invent moments: the pose, light, expression and picture quality of each image."
@@ -74,7 +86,7 @@ def make_moments(
 # %% ../nbs/00_synthetic.ipynb #fbd5821b
 @dataclass
 class Drawing:
-    "Drawn faces, and the part that owns each pixel."
+    "Hold drawn faces, and the part that owns each pixel."
     images: Tensor  # (N, 3, 112, 112), uint8 RGB
     parts: Tensor  # (N, 112, 112), uint8: an index into PARTS
     people: Tensor  # (N,): which person
@@ -82,6 +94,7 @@ class Drawing:
 # %% ../nbs/00_synthetic.ipynb #a3517e72
 def draw_faces(
     people: dict[str, Tensor],  # trait -> (P,), from `make_people` or `twin`
+    *,
     images: int = 60,  # of each person
     seed: int = 0,  # the same seed gives the same moments
     device: str | torch.device = "cpu",  # where to draw; the pixels are the same everywhere, to one grey level
@@ -89,26 +102,32 @@ def draw_faces(
 ) -> Drawing:
     "Draw every person at `images` moments, person after person."
     who = torch.arange(len(people["skin_tone"])).repeat_interleave(images)
-    face = {trait: value[who] for trait, value in people.items()} | make_moments(len(who), seed)
+    face = {trait: value[who] for trait, value in people.items()} | make_moments(len(who), seed=seed)
     random = torch.Generator().manual_seed(seed + 2**32)
-    drawing = Drawing(torch.empty(len(who), 3, 112, 112, dtype=torch.uint8, device=device), torch.empty(len(who), 112, 112, dtype=torch.uint8, device=device), who)
+    drawing = Drawing(
+        torch.empty(len(who), 3, 112, 112, dtype=torch.uint8, device=device),
+        torch.empty(len(who), 112, 112, dtype=torch.uint8, device=device), who)
     for start in range(0, len(who), batch_size):
-        batch = {name: value[start : start + batch_size].to(people["skin_tone"]).to(device) for name, value in face.items()}
+        now = slice(start, start + batch_size)
+        batch = {name: value[now].to(people["skin_tone"]).to(device) for name, value in face.items()}
         noise = torch.rand(len(batch["roll"]), 3, 112, 112, generator=random).to(batch["roll"])
         canvas = Canvas(batch, RANGES)
         for draw in LAYERS: draw(canvas)
-        drawing.images[start : start + batch_size] = expose(canvas.image, batch, noise)
-        drawing.parts[start : start + batch_size] = canvas.parts
+        drawing.images[now] = expose(canvas.image, batch, noise)
+        drawing.parts[now] = canvas.parts
     return drawing
 
 # %% ../nbs/00_synthetic.ipynb #33911c85
 def twin(
     people: dict[str, Tensor],  # trait -> (P,)
     part: str,  # a part that has traits: "hair", "ears", "face", "brows", ...
+    *,
     seed: int = 0,  # decides how the part changes
 ) -> dict[str, Tensor]:  # trait -> (P,)
-    "Make people who differ from the given ones in this part only."
-    if not TRAITS.get(part): raise ValueError(f"twin: no part is called {part!r}; expected one of {', '.join(name for name in TRAITS if name)}")
+    "Make people who differ from the given ones in this part only. Raises ValueError for a part that has no traits."
+    if not TRAITS.get(part):
+        parts = ", ".join(name for name in TRAITS if name)
+        raise ValueError(f"twin: no part is called {part!r}; expected one of {parts}")
     twins, random = dict(people), torch.Generator().manual_seed(seed)
     for trait, bounds in TRAITS[part].items():
         u = torch.rand(len(people[trait]), generator=random)

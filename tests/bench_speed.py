@@ -1,7 +1,7 @@
 """Speed as ratios, measured side by side in one process; run on request: `pytest tests/bench_speed.py`.
 
-`explain` of 64 faces is compared with the bare forward pass of the same network, and `evaluate` with the forward passes that
-it cannot do without. The ratios stand in the benchmark's extra_info and are printed.
+`explain` of 64 faces is compared with the bare forward pass of the same network, and `evaluate` with the forward passes
+that it cannot do without. The ratios stand in the benchmark's extra_info and are printed.
 """
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdd_face.data import Faces
-from sdd_face.evaluation import evaluate
+from sdd_face.evaluation import Masking, evaluate
 from sdd_face.model import FaceRecognizer
 from sdd_face.sdd import explain
 from sdd_face.synthetic import draw_faces, make_people
@@ -46,7 +46,8 @@ def forward(model: FaceRecognizer, images: torch.Tensor) -> torch.Tensor: return
 
 
 def test_explain_costs_little_more_than_a_forward_pass(benchmark, model, drawn):
-    side_by_side(benchmark, lambda: explain(model, drawn.images, top_k=5), lambda: forward(model, drawn.images), rounds=9)
+    images = drawn.images
+    side_by_side(benchmark, lambda: explain(model, images, top_k=5), lambda: forward(model, images), rounds=9)
 
 
 @pytest.mark.parametrize("draws", [1, 2])
@@ -57,7 +58,8 @@ def test_evaluate_costs_little_more_than_its_forward_passes(benchmark, model, dr
     def bare():
         for _ in range(passes): forward(model, drawn.images)
 
-    side_by_side(benchmark, lambda: evaluate(model, faces, draws=draws), bare, rounds=5)
+    masking = Masking(draws=draws)
+    side_by_side(benchmark, lambda: evaluate(model, faces, masking=masking), bare, rounds=5)
 
 
 def test_drawing(benchmark):

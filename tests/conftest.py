@@ -1,15 +1,129 @@
-"""What the tests share: a small project of stub notebooks, and the command run on it."""
+"""What the tests share: how they are spread over the cores, one run of the real notebooks, a project of stubs."""
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# Every core takes tests, and computes them with one thread. A file's tests stay together, since they share what they
+# made; tests that share nothing are spread. What takes longest begins first.
+LONGEST = ["whole_run", "test_paper", "test_distributed", "test_reproduce"]
+SPREAD = {"test_notebooks", "test_structure"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Spread the whole suite over the cores, unless -n says otherwise; a file that is named runs in this process."""
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist"): return
+    if option.numprocesses is None and not (option.file_or_dir or option.usepdb): option.numprocesses = "auto"
+    if option.numprocesses and option.dist == "no":
+        option.dist, option.loadscopereorder = "loadgroup", False
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say which tests stay together and which come first; leave out what takes longer."""
+    def group(item: pytest.Item) -> str:
+        if "whole_run" in item.fixturenames: return "whole_run"
+        return "" if item.module.__name__ in SPREAD else item.module.__name__
+
+    shared = config.pluginmanager.hasplugin("xdist")
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes longer; --slow runs it"))
+        if shared and group(item): item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the notebooks with their own parameters, not small ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes longer than all other tests together")
+
+
+# Networks and images
+
+def untrained(people: int, **options):  # -> FaceRecognizer
+    """Build the small network for so many people, always with the same weights."""
+    import torch
+
+    from sdd_face.model import FaceRecognizer
+    torch.manual_seed(0)
+    return FaceRecognizer("ir_tiny", [f"p{i}" for i in range(people)], **options).eval()
+
+
+def noise(count: int):  # -> Tensor (count, 3, 112, 112), uint8
+    """Make images of independent pixels, always the same."""
+    import torch
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, 112, 112), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Give three images of independent pixels."""
+    return noise(3)
+
+
+# The real notebooks, run once
+
+SMALL = {
+    "people": 8, "images_per_person": 12, "epochs": 1, "draws": 1, "training_faces": 40, "curve_faces": 8,
+    "sanity_faces": 8, "reading_faces": 8, "families": 3, "family_images": 6, "family_tests": 1, "probes": 2,
+    "searched": 8, "searched_training": 8, "compared": 8, "general": 8, "sanity": 4, "rise_masks": 12,
+    "lime_samples": 12, "steps": 4,
+}
+
+
+def sdd_face(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the command as a user does, in a folder."""
+    command = [sys.executable, "-P", "-c", "import sys; from sdd_face.cli import main; sys.exit(main())", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@dataclass
+class WholeRun:
+    """A folder in which `sdd-face reproduce` ran, and how it was asked."""
+    folder: Path
+    parameters: dict[str, object]
+
+    @property
+    def arguments(self) -> list[str]:
+        """List what the command was given."""
+        given = [text for name, value in self.parameters.items() for text in ("-p", name, str(value))]
+        return ["reproduce", *(["--run", "tiny"] if given else []), *given]
+
+    @property
+    def notebooks(self) -> Path:
+        """Give the folder of the executed notebooks."""
+        return self.folder / "runs" / ("tiny" if self.parameters else "quick") / "notebooks"
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> WholeRun:
+    """Run all numbered notebooks in an empty folder: with small parameters, or under --slow with their own."""
+    run = WholeRun(tmp_path_factory.mktemp("whole"), {} if pytestconfig.getoption("--slow") else SMALL)
+    result = sdd_face(run.folder, *run.arguments)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return run
+
+
+# A project of stub notebooks
 
 DECLARED = """data = "synthetic"
 weights = "packaged"
@@ -39,7 +153,8 @@ sys.exit(main())"""
 
 def write_notebook(path: Path, *sources: str, declared: str | None = DECLARED) -> None:
     """Write a notebook: markdown for what starts with '#', the tagged cell after the title, and code."""
-    cells = [nbformat.v4.new_markdown_cell(text) if text.startswith("#") else nbformat.v4.new_code_cell(text) for text in sources]
+    make = {True: nbformat.v4.new_markdown_cell, False: nbformat.v4.new_code_cell}
+    cells = [make[text.startswith("#")](text) for text in sources]
     if declared is not None: cells.insert(1, nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]}))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
@@ -52,7 +167,8 @@ class Project:
 
     def write(self, name: str, *sources: str, declared: str | None = DECLARED) -> None:
         """Write the stub notebook NAME; its first code cell logs that it ran."""
-        write_notebook(self.notebooks / f"{name}.ipynb", f"# {name}\n> A stub", LOG.format(name=name), *sources, declared=declared)
+        cells = f"# {name}\n> A stub", LOG.format(name=name), *sources
+        write_notebook(self.notebooks / f"{name}.ipynb", *cells, declared=declared)
 
     def command(self, *arguments: str) -> list[str]:
         """Give the command line of a process that runs the command on the stubs."""
@@ -60,11 +176,22 @@ class Project:
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         """Start the command, to be interrupted."""
-        return subprocess.Popen(self.command(*arguments), cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.command(*arguments), cwd=self.folder, **pipes, **options)
 
     def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:
-        """Run the command to its end."""
-        return subprocess.run(self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=120, **options)
+        """Run the command to its end, in a process of its own."""
+        given = {"cwd": self.folder, "capture_output": True, "text": True, "timeout": 300} | options
+        return subprocess.run(self.command(*arguments), **given)
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run the command to its end in this process, which saves the time of its imports."""
+        from sdd_face import cli, reproduce
+        here = patch.object(reproduce, "notebooks_folder", lambda: self.notebooks)
+        with chdir(self.folder), here, redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try: status = cli.main(arguments)
+            except SystemExit as exit: status = exit.code
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     def log(self, run: str = "quick") -> list[str]:
         """Give the notebooks that ran, in order."""
@@ -103,7 +230,7 @@ def project(tmp_path: Path) -> Project:
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run a project to its end, once for all tests."""
     folder = tmp_path_factory.mktemp("finished")
-    result = make_project(folder).run("reproduce")
+    result = make_project(folder).call("reproduce")
     assert result.returncode == 0, result.stderr
     (folder / "work/runs/quick/log.txt").unlink()
     return folder

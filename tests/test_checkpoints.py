@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_model import REAL, needs_real_faces, real_faces
 
-from sdd_face.checkpoints import choose_architecture, fitting, read_checkpoint, read_tensors
+from sdd_face.checkpoints import choose_architecture, matching_architecture, read_checkpoint
 from sdd_face.files import is_hub_name
 from sdd_face.model import load_recognizer
 from sdd_face.networks import embedding_network
-from test_model import REAL, needs_real_faces
+from sdd_face.sdd import explain
 
 
 class Trap:
@@ -46,33 +48,38 @@ def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 @pytest.mark.parametrize("arch", ["ir_18", "ir_34", "ir_50", "ir_101", "ir_se_50"])
 def test_every_size_builds_and_is_known_by_its_shapes(arch):
     with torch.device("meta"): state = embedding_network(arch).state_dict()
-    assert fitting(state) == arch
+    assert matching_architecture(state) == arch
 
 
 def test_squeeze_and_excitation_has_the_published_names():
-    with torch.device("meta"): shapes = {name: tuple(value.shape) for name, value in embedding_network("ir_se_50").state_dict().items() if "se_block" in name}
-    assert shapes["body.0.res_layer.se_block.fc1.weight"] == (4, 64, 1, 1) and shapes["body.23.res_layer.se_block.fc2.weight"] == (512, 32, 1, 1)
+    with torch.device("meta"): state = embedding_network("ir_se_50").state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items() if "se_block" in name}
+    assert shapes["body.0.res_layer.se_block.fc1.weight"] == (4, 64, 1, 1)
+    assert shapes["body.23.res_layer.se_block.fc2.weight"] == (512, 32, 1, 1)
     assert len(shapes) == 48  # two convolutions without a bias in each of 24 blocks
 
 
 def test_a_lightning_checkpoint_of_adaface_is_bgr_and_its_settings_are_passed_over(state, tmp_path):
     content = {
-        "state_dict": prefixed("model.", state) | {"head.kernel": torch.zeros(4, 4)}, "epoch": 25, "callbacks": {Settings: {"best": np.float64(0.9)}},
-        "hyper_parameters": Settings(arch="ir_tiny", nested=argparse.Namespace(lr=0.1)), "trap": Trap()}
+        "state_dict": prefixed("model.", state) | {"head.kernel": torch.zeros(4, 4)}, "epoch": 25,
+        "callbacks": {Settings: {"best": np.float64(0.9)}}, "trap": Trap(),
+        "hyper_parameters": Settings(arch="ir_tiny", nested=argparse.Namespace(lr=0.1))}
     torch.save(content, tmp_path / "adaface.ckpt")
     model = load_recognizer(tmp_path / "adaface.ckpt")
-    assert (model.record["color"], model.record["arch"], model.record["source"]) == ("bgr", "ir_tiny", "an AdaFace checkpoint")
-    assert "BGR pixels, (x - 127.5) / 127.5" in repr(model) and "an AdaFace checkpoint" in repr(model)
+    record = model.record
+    assert (record["color"], record["arch"], record["source"]) == ("bgr", "ir_tiny", "AdaFace checkpoint")
+    assert "BGR pixels, (x - 127.5) / 127.5" in repr(model) and "ir_tiny from AdaFace checkpoint" in repr(model)
     for name, value in model.backbone.state_dict().items(): assert torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize("prefix", ["net.", "model.net."])
 @pytest.mark.parametrize("space", ["RGB", "BGR"])
-def test_a_cvlface_model_takes_its_colours_from_the_file_beside_it(state, tmp_path, prefix, space):
-    torch.save(prefixed(prefix, state), tmp_path / "model.pt")
+def test_a_cvlface_model_takes_its_colors_from_the_file_beside_it(state, tmp_path, prefix, space):
+    path, other = tmp_path / "model.pt", {"RGB": "bgr", "BGR": "rgb"}[space]
+    torch.save(prefixed(prefix, state), path)
     (tmp_path / "model.yaml").write_text(f"input_size: [3, 112, 112]\ncolor_space: '{space}'\nname: ir_tiny\n")
-    assert load_recognizer(tmp_path / "model.pt").record["color"] == space.lower()
-    with pytest.raises(ValueError, match="color is"): load_recognizer(tmp_path / "model.pt", color={"RGB": "bgr", "BGR": "rgb"}[space])
+    assert load_recognizer(path).record["color"] == space.lower()
+    with pytest.raises(ValueError, match="color is"): load_recognizer(path, color=other)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
@@ -80,36 +87,50 @@ def test_a_bare_state_dict_is_known_by_its_layers(state, tmp_path, ending):
     path = tmp_path / f"bare{ending}"
     torch.save(state, path) if ending == ".pt" else save_file(state, path)
     with pytest.raises(ValueError, match="does not tell its color"): load_recognizer(path)
-    model = load_recognizer(path, color="bgr")
-    assert (model.record["arch"], model.record["color"], model.record["source"]) == ("ir_tiny", "bgr", "a state dict")
+    record = load_recognizer(path, color="bgr").record
+    assert (record["arch"], record["color"], record["source"]) == ("ir_tiny", "bgr", "state dict")
 
 
-def test_colours_are_asked_for_where_nothing_tells_them(state, tmp_path):
-    torch.save(prefixed("net.", state), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="does not tell its color; say color='rgb' or color='bgr'"): load_recognizer(tmp_path / "model.pt")
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".pt"])
+def test_a_file_without_tensors_holds_no_state_dict(tmp_path, ending):
+    path = tmp_path / f"empty{ending}"
+    if ending == ".safetensors": save_file({}, path)
+    elif ending == ".npz": np.savez(path)
+    else: torch.save({}, path)
+    with pytest.raises(ValueError, match=f"empty{ending}: holds no state_dict"): read_checkpoint(path)
+
+
+def test_colors_are_asked_for_where_nothing_tells_them(state, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(prefixed("net.", state), path)
+    message = "does not tell its color; say color='rgb' or color='bgr'"
+    with pytest.raises(ValueError, match=message): load_recognizer(path)
     (tmp_path / "model.yaml").write_text("name: ir_tiny\n")
-    with pytest.raises(ValueError, match="model.yaml: expected color_space: RGB or BGR"): load_recognizer(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.yaml: expected color_space: RGB or BGR"): load_recognizer(path)
 
 
 def test_half_of_the_keys_are_not_enough(state, tmp_path):
     torch.save(dict(list(state.items())[::2]), tmp_path / "half.pt")
-    with pytest.raises(ValueError, match=r"not the weights of ir_tiny \(\d+ missing: .*\); ir_tiny is the nearest"): load_recognizer(tmp_path / "half.pt", color="rgb")
+    message = r"not the weights of ir_tiny \(\d+ missing: .*\); ir_tiny is the nearest"
+    with pytest.raises(ValueError, match=message): load_recognizer(tmp_path / "half.pt", color="rgb")
 
 
 def test_a_network_of_another_size_is_told_which_one_it_is(tmp_path):
     torch.save(prefixed("model.", embedding_network("ir_34").state_dict()), tmp_path / "big.ckpt")
-    with pytest.raises(ValueError, match=r"not the weights of ir_18 \(.*unexpected: .*\); it fits ir_34"): load_recognizer(tmp_path / "big.ckpt", arch="ir_18")
+    message = r"not the weights of ir_18 \(.*unexpected: .*\); it fits ir_34"
+    with pytest.raises(ValueError, match=message): load_recognizer(tmp_path / "big.ckpt", arch="ir_18")
 
 
 def test_another_network_is_named_by_its_first_tensor(tmp_path):
     torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, tmp_path / "vit.pt")
-    with pytest.raises(ValueError, match="a state dict of another network, beginning with blocks.0.attn.qkv.weight; known are ir_18"): load_recognizer(tmp_path / "vit.pt")
+    message = "a state dict of another network, beginning with blocks.0.attn.qkv.weight; known are ir_18"
+    with pytest.raises(ValueError, match=message): load_recognizer(tmp_path / "vit.pt")
 
 
 def test_traps_do_not_close(tmp_path):
     for content in ({"state_dict": Trap()}, Trap(), [Trap()], {"model.weight": Trap()}):
         torch.save(content, tmp_path / "trap.ckpt")
-        with pytest.raises(ValueError, match="trap.ckpt: "): read_tensors(tmp_path / "trap.ckpt")
+        with pytest.raises(ValueError, match="trap.ckpt: "): read_checkpoint(tmp_path / "trap.ckpt")
 
 
 def test_a_network_without_people_embeds_but_does_not_explain(state, tmp_path):
@@ -117,43 +138,46 @@ def test_a_network_without_people_embeds_but_does_not_explain(state, tmp_path):
     model = load_recognizer(tmp_path / "adaface.ckpt")
     images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
     torch.testing.assert_close(model.embed(images).norm(dim=1), torch.ones(2))
-    from sdd_face.sdd import explain
     with pytest.raises(ValueError, match="the model knows no people"): explain(model, images)
 
 
 @needs_real_faces
-def test_both_mobilefacenets_are_recognised_and_tell_people_apart():
-    from sdd_face.data import load_faces
-
-    with pytest.raises(ValueError, match="does not tell its color"): load_recognizer(REAL / "weights" / "mobilefacenet_068.ckpt")
-    faces = load_faces(REAL / "facescrub12" / "aligned")[::12]
-    same = faces.labels[:, None] == faces.labels
-    for file, kind, arch, color in (("mobilefacenet_y1.npz", "MobileFaceNet y1", "mobilefacenet", ""), ("mobilefacenet_068.ckpt", "MobileFaceNet of PyTorch", "mobilefacenet_96", "rgb")):
-        found = read_checkpoint(REAL / "weights" / file)
-        assert found.kind == kind and choose_architecture(found) == arch
-        cosines = load_recognizer(REAL / "weights" / file, color=color).similarity(faces.images, faces.images)
-        matching, others = cosines[same & ~torch.eye(len(same), dtype=torch.bool)], cosines[~same]
-        assert (matching[:, None] > others[::7]).float().mean() > 0.99
+@pytest.mark.parametrize("file, kind, arch, color", [
+    ("mobilefacenet_y1.npz", "MobileFaceNet y1", "mobilefacenet", ""),
+    ("mobilefacenet_068.ckpt", "MobileFaceNet of PyTorch", "mobilefacenet_96", "rgb"),
+])
+def test_both_mobilefacenets_are_recognised_and_tell_people_apart(file, kind, arch, color):
+    path, (images, people) = REAL / "weights" / file, real_faces(step=20)
+    found = read_checkpoint(path)
+    assert found.kind == kind and choose_architecture(found) == arch
+    if color:
+        with pytest.raises(ValueError, match="does not tell its color"): load_recognizer(path)
+    cosines, same = load_recognizer(path, color=color).similarity(images, images), people[:, None] == people
+    matching, others = cosines[same & ~torch.eye(len(same), dtype=torch.bool)], cosines[~same]
+    assert (matching[:, None] > others[::7]).float().mean() > 0.99
 
 
 def test_names_of_the_hub_are_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert is_hub_name("minchul/cvlface_adaface_ir101_webface12m") and is_hub_name("minchul/cvlface_adaface_ir18_casia@v1.0")
-    for name in ("packaged", "weights/model.pt", "./weights/model", "/data/model", "a/b/c", "../x/y"): assert not is_hub_name(name)
+    assert is_hub_name("minchul/cvlface_adaface_ir101_webface12m")
+    assert is_hub_name("minchul/cvlface_adaface_ir18_casia@v1.0")
+    for name in ("packaged", "weights/model.pt", "./weights/model", "/data/model", "a/b/c", "../x/y"):
+        assert not is_hub_name(name)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "mine").touch()
     assert not is_hub_name("weights/mine")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PUBLISHED, PINNED, LAYOUT = "someone/face_net", f"someone/face_net@{COMMIT}", "someone/other_layout"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serve one model as the hub does; the first answer with weights breaks off in the middle."""
+    """Serve models as the hub does; the first answer with weights breaks off in the middle."""
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, files: dict[str, bytes], log: list[str], *arguments):
-        self.files, self.log = files, log
+    def __init__(self, models: dict[str, dict[str, bytes]], log: list[str], *arguments):
+        self.models, self.log = models, log
         super().__init__(*arguments)
 
     def log_message(self, *arguments): pass
@@ -163,17 +187,20 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self): self.answer(body=True)
 
     def answer(self, body: bool):
-        owner, _, rest = self.path.lstrip("/").partition("/resolve/")
+        model, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
-        if owner != "someone/face_net": return self.refuse("RepoNotFound")
+        if model not in self.models: return self.refuse("RepoNotFound")
         if revision not in ("main", COMMIT): return self.refuse("RevisionNotFound")
-        if name not in self.files: return self.refuse("EntryNotFound")
+        if name not in self.models[model]: return self.refuse("EntryNotFound")
+        whole = self.models[model][name]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        content = self.files[name][start:]
+        content = whole[start:]
         if body: self.log.append(f"{name} from {start}")
         self.send_response(206 if start else 200)
-        headers = {"ETag": f'"{hashlib.sha256(self.files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT, "Content-Length": len(content), "Accept-Ranges": "bytes"}
-        if start: headers["Content-Range"] = f"bytes {start}-{len(self.files[name]) - 1}/{len(self.files[name])}"
+        headers = {
+            "ETag": f'"{hashlib.sha256(whole).hexdigest()}"', "X-Repo-Commit": COMMIT,
+            "Content-Length": len(content), "Accept-Ranges": "bytes"}
+        if start: headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
         for header in headers.items(): self.send_header(*map(str, header))
         self.end_headers()
         breaks = name.endswith(".pt") and self.log.count(f"{name} from 0") == 1 and not start
@@ -190,58 +217,80 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
+def hub(models: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
     """Run a hub on this machine; give its address and a log of what was sent."""
     log: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, files, log))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, models, log))
     Thread(target=server.serve_forever, daemon=True).start()
     try: yield f"http://127.0.0.1:{server.server_port}", log
     finally: server.shutdown()
 
 
-def load_from(address: str, cache: Path, name: str, **environment: str) -> subprocess.CompletedProcess:
-    """Load a model by its name in a process of its own: the library reads its settings once."""
-    small = "import huggingface_hub.constants; huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 2**16"  # pieces that fit into a small file
-    code = f"{small}; import json; from sdd_face.model import load_recognizer; print(json.dumps(load_recognizer({name!r}).record))"
-    settings = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment
-    return subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True, timeout=120)
+LOAD = """
+import json, sys
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 2**16  # pieces that fit into a small file
+from sdd_face.model import load_recognizer
+
+def answer(name):
+    try: return load_recognizer(name).record
+    except Exception as error: return f"{type(error).__name__}: {error}"
+
+print(json.dumps({name: answer(name) for name in sys.argv[1:]}))
+"""
 
 
-@pytest.fixture
-def published(state, tmp_path) -> dict[str, bytes]:
-    """Give the files of a model as CVLface publishes it."""
-    torch.save(prefixed("net.", state), tmp_path / "model.pt")
-    return {"pretrained_model/model.pt": (tmp_path / "model.pt").read_bytes(), "pretrained_model/model.yaml": b"color_space: 'BGR'\nname: ir_tiny\n"}
+def load_from(address: str, cache: Path, *names: str, **environment: str) -> dict[str, dict | str]:
+    """Load models by their names in a process of its own, since the library reads its settings once."""
+    quiet = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
+    settings = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache)} | quiet | environment
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, *names], env=settings, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_model_comes_from_the_hub_once_whole_and_with_its_commit(published, tmp_path):
-    with hub(published) as (address, log):
-        result = load_from(address, tmp_path / "cache", "someone/face_net")
-        assert result.returncode == 0, result.stderr
-        record = json.loads(result.stdout.splitlines()[-1])
-        assert record["color"] == "bgr" and record["source"] == f"a CVLface model, commit {COMMIT[:12]}"
-        weights = [line for line in log if line.startswith("pretrained_model/model.pt")]
-        assert weights[0].endswith("from 0") and len(weights) == 2 and not weights[1].endswith("from 0")  # it went on where it broke off
-        pinned = load_from(address, tmp_path / "cache", f"someone/face_net@{COMMIT}")
-        assert pinned.returncode == 0 and len([line for line in log if "model.pt" in line]) == 2
-    again = load_from(address, tmp_path / "cache", "someone/face_net", HF_HUB_OFFLINE="1")  # the server is gone
-    assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1]) == record
+@dataclass
+class Answers:
+    """What became of names, while the hub was there and when it was gone."""
+    online: dict[str, dict | str]  # the record of the model, or the error
+    offline: dict[str, dict | str]
+    sent: list[str]  # by the hub
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> Answers:
+    """Ask for models by name: in two processes for all tests, since each of them imports torch."""
+    folder = tmp_path_factory.mktemp("hub")
+    torch.save(prefixed("net.", embedding_network("ir_tiny").state_dict()), folder / "model.pt")
+    files = {"model.pt": (folder / "model.pt").read_bytes(), "model.yaml": b"color_space: 'BGR'\nname: ir_tiny\n"}
+    published = {f"pretrained_model/{name}": content for name, content in files.items()}
+    with hub({PUBLISHED: published, LAYOUT: {"config.json": b"{}"}}) as (address, sent):
+        names = PUBLISHED, PINNED, "nobody/nothing", f"{PUBLISHED}@v9", LAYOUT
+        online = load_from(address, folder / "cache", *names)
+    offline = load_from(address, folder / "cache", PUBLISHED, "someone/never_seen", HF_HUB_OFFLINE="1")
+    return Answers(online, offline, sent)
+
+
+def test_a_model_comes_from_the_hub_once_whole_and_with_its_commit(answers):
+    record = answers.online[PUBLISHED]
+    assert record["color"] == "bgr" and record["source"] == f"CVLface model, commit {COMMIT[:12]}"
+    assert answers.online[PINNED] == record
+    weights = [line for line in answers.sent if line.startswith("pretrained_model/model.pt")]
+    assert weights[0].endswith("from 0") and not weights[1].endswith("from 0")  # it went on where it broke off
+    assert len(weights) == 2  # and was not fetched again for the commit
+    assert answers.offline[PUBLISHED] == record
 
 
 @pytest.mark.parametrize("name, message", [
     ("nobody/nothing", "no such model on the hub, or it is private"),
-    ("someone/face_net@v9", "the hub has this model, but not the revision v9"),
+    (f"{PUBLISHED}@v9", "the hub has this model, but not the revision v9"),
+    (LAYOUT, "holds no pretrained_model/model.yaml; expected a model in the layout of CVLface"),
 ])
-def test_what_the_hub_does_not_have_is_said(published, tmp_path, name, message):
-    with hub(published) as (address, _): result = load_from(address, tmp_path / "cache", name)
-    assert result.returncode == 1 and f"ValueError: {name}: {message}" in result.stderr
+def test_what_the_hub_does_not_have_is_said(answers, name, message):
+    assert answers.online[name].startswith(f"ValueError: {name}: {message}")
 
 
-def test_a_model_in_another_layout_is_refused(tmp_path):
-    with hub({"config.json": b"{}"}) as (address, _): result = load_from(address, tmp_path / "cache", "someone/face_net")
-    assert "holds no pretrained_model/model.yaml; expected a model in the layout of CVLface" in result.stderr
-
-
-def test_without_a_network_the_cache_is_all_there_is(tmp_path):
-    result = load_from("http://127.0.0.1:9", tmp_path / "cache", "someone/face_net", HF_HUB_OFFLINE="1")
-    assert "ConnectionError: someone/face_net: not in the cache, and the hub cannot be reached" in result.stderr
+def test_without_a_network_the_cache_is_all_there_is(answers):
+    message = "ConnectionError: someone/never_seen: not in the cache, and the hub cannot be reached"
+    assert answers.offline["someone/never_seen"].startswith(message)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdd_face import __version__, cli, sdd
+from sdd_face import __version__, cli, pictures
 from sdd_face.alignment import LANDMARKS, TEMPLATE
 from sdd_face.model import load_recognizer, save_recognizer
 from sdd_face.synthetic import draw_faces, make_people
@@ -55,20 +55,26 @@ def face(folder: Path) -> Path:
 def test_help_tells_about_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0 and all(command in out for command in ("reproduce", "explain", "explain-pair", "facescrub"))
-    for command in ("reproduce", "explain", "explain-pair", "facescrub download", "facescrub align"): assert run(capsys, *command.split(), "--help")[0] == 0
+    for command in ("reproduce", "explain", "explain-pair", "facescrub download", "facescrub align"):
+        assert run(capsys, *command.split(), "--help")[0] == 0
 
 
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"sdd-face {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", ["", "draw", "reproduce --fast", "reproduce -p seed", "explain --top five", "explain a b"])
+@pytest.mark.parametrize("arguments", [
+    "", "draw", "reproduce --fast", "reproduce -p seed", "explain --top five", "explain a b"])
 def test_what_is_no_command_is_refused(capsys, arguments: str):
     assert_refused(run(capsys, *arguments.split()), "--help)")
 
 
 def test_help_is_there_at_once():
-    code = "import sys; from sdd_face.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    code = """
+import sys
+from sdd_face.cli import main
+try: main(["--help"])
+except SystemExit: print(sorted(sys.modules))"""
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for slow in ("torch", "numpy", "matplotlib", "papermill", "nbformat"): assert f"'{slow}'" not in out
 
@@ -84,7 +90,8 @@ def test_explains_a_drawn_face_without_anything(capsys, folder: Path):
 def test_explains_an_image_upright(capsys, face: Path):
     status, out, err = run(capsys, "explain", "face.png", "--top", "3", "--out", "deep/why.png")
     assert (status, err) == (0, "") and out.startswith("deep/why.png: person_")
-    assert run(capsys, "explain", "lying.png", "--top", "3", "--out", "deep/again.png")[1].split()[1:] == out.split()[1:]
+    again = run(capsys, "explain", "lying.png", "--top", "3", "--out", "deep/again.png")[1]
+    assert again.split()[1:] == out.split()[1:]
     assert Path("deep/again.png").read_bytes() == Path("deep/why.png").read_bytes()
 
 
@@ -106,17 +113,22 @@ def test_explains_with_a_run_or_a_file(capsys, face: Path, kept_run: Path):
 
 def test_a_run_shows_its_own_people(capsys, kept_run: Path, monkeypatch):
     shown = {}
-    plot = sdd.plot_explanation
-    monkeypatch.setattr(sdd, "plot_explanation", lambda e, images, names, samples: shown.update(samples) or plot(e, images, names, samples))
+    plot = pictures.plot_explanation
+
+    def watch(explanation, images, *, samples):
+        shown.update(samples)
+        return plot(explanation, images, samples=samples)
+
+    monkeypatch.setattr(pictures, "plot_explanation", watch)
     assert run(capsys, "explain", "--model", "mine", "--top", "3")[0] == 0
-    pictures = np.load(kept_run.parent / "samples.npy")
-    assert sorted(shown) == [0, 1, 2] and all(np.array_equal(sample, pictures[label]) for label, sample in shown.items())
+    kept = np.load(kept_run.parent / "samples.npy")
+    assert sorted(shown) == [0, 1, 2] and all(np.array_equal(sample, kept[label]) for label, sample in shown.items())
 
 
 def test_a_file_alone_has_no_samples(capsys, face: Path, kept_run: Path):
-    run(capsys, "explain", "face.png", "--model", "mine", "--top", "3", "--out", "with.png")
+    run(capsys, *"explain face.png --model mine --top 3 --out with.png".split())
     kept_run.rename("lonely.safetensors")
-    assert run(capsys, "explain", "face.png", "--model", "lonely.safetensors", "--top", "3", "--out", "without.png")[0] == 0
+    assert run(capsys, *"explain face.png --model lonely.safetensors --top 3 --out without.png".split())[0] == 0
     with Image.open("with.png") as rich, Image.open("without.png") as plain: assert rich.height > 1.5 * plain.height
 
 
@@ -126,7 +138,7 @@ def test_a_file_alone_has_no_samples(capsys, face: Path, kept_run: Path):
     (".", "."),
     ("--model nowhere", "model: nowhere is neither a file nor a run"),
     ("--model note.jpg", "note.jpg"),
-    ("--top 1000", "top_k is 1000; the model knows"),
+    ("--top 1000", "top_k is 1000; expected 1 to 300, the people that the model knows"),
     ("--top 0", "top_k is 0"),
     ("--out picture.docx", "docx"),
     ("--out note.jpg/why.png", "note.jpg"),
@@ -203,7 +215,8 @@ def mirror(folder: Path, face: Path) -> Iterator[Path]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         digest = sha256(pages["/a.png"]).hexdigest()
-        rows = [f"Ann Lee\t{i}\t{i}\thttp://127.0.0.1:{server.server_port}/{name}.png\t10,10,100,100\t{digest}" for i, name in enumerate("ab")]
+        place = f"http://127.0.0.1:{server.server_port}"
+        rows = [f"Ann Lee\t{i}\t{i}\t{place}/{name}.png\t10,10,100,100\t{digest}" for i, name in enumerate("ab")]
         (folder / "lists").mkdir()
         (folder / "lists/facescrub_actresses.txt").write_text("\n".join([*rows, rows[0][:40]]))
         points = ",".join(f"{value:g}" for value in TEMPLATE.ravel())
@@ -215,7 +228,8 @@ def mirror(folder: Path, face: Path) -> Iterator[Path]:
 
 def test_facescrub_from_the_lists_to_faces(capsys, mirror: Path):
     for _ in range(2):
-        status, out, err = run(capsys, *"facescrub download --metadata lists --out photos --private --timeout 2".split())
+        download = "facescrub download --metadata lists --out photos --private --timeout 2"
+        status, out, err = run(capsys, *download.split())
         assert (status, out) == (0, "photos: 1 ok, 1 dead; 1 of the paper's 530 people, 1 of its 43,148 images\n")
         assert err.startswith("sdd-face: facescrub_actresses.txt, line 3: 4 columns; expected 6")
     status, out, err = run(capsys, *"facescrub align photos --out faces --landmarks landmarks.csv".split())
@@ -246,7 +260,8 @@ def test_facescrub_refused(capsys, folder: Path, arguments: str, reason: str):
 @pytest.mark.parametrize("package", ["aiohttp", "tenacity"])
 def test_a_missing_package_names_its_extra(capsys, mirror: Path, monkeypatch, package: str):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "sdd_face.download", raising=False)
-    monkeypatch.delattr("sdd_face.download", raising=False)
+    for module in ("sdd_face.download", "sdd_face.fetch"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.delattr(module, raising=False)
     result = run(capsys, *"facescrub download --metadata lists --out photos".split())
     assert_refused(result, f"{package} is not installed; pip install 'sdd_face[facescrub]'")

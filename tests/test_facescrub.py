@@ -7,7 +7,8 @@ import pytest
 from sdd_face.facescrub import MANIFEST, Photo, beside_paper, read_manifest, read_metadata, write_manifest
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
-needs_real_faces = pytest.mark.skipif(not REAL.exists(), reason="real faces and weights (../shared/real) are not here; they are not part of the project")
+needs_real_faces = pytest.mark.skipif(
+    not REAL.exists(), reason="real faces and weights (../shared/real) are not here; they are not part of the project")
 HEADER = "name\timage_id\tface_id\turl\tbbox\tsha256"
 GOOD = ["Ann Lee", "12", "34", "http://example.org/a b.jpg", "10,20,60,70", "ab" * 32]
 
@@ -24,16 +25,19 @@ def changed(**columns: str) -> list[str]:
     return list(values.values())
 
 
-@pytest.mark.parametrize("rows", [[GOOD], [HEADER, GOOD], [HEADER.title(), GOOD, ""], ["\ufeff" + HEADER + "\r", "\t".join(GOOD) + "\r"]])
+@pytest.mark.parametrize("rows", [
+    [GOOD], [HEADER, GOOD], [HEADER.title(), GOOD, ""], ["\ufeff" + HEADER + "\r", "\t".join(GOOD) + "\r"]])
 def test_a_row_is_read_with_or_without_a_header(tmp_path, rows):
     photos, problems = read_metadata(write_list(tmp_path, *rows))
     assert problems == []
-    assert photos == [Photo("Ann Lee", "female", 12, 34, "http://example.org/a b.jpg", (10, 20, 60, 70), "ab" * 32, "actresses")]
+    assert photos == [
+        Photo("Ann Lee", "female", 12, 34, "http://example.org/a b.jpg", (10, 20, 60, 70), "ab" * 32, "actresses")]
     assert photos[0].key == "Ann_Lee/12_34"
 
 
 @pytest.mark.parametrize(("name", "sex", "folder"), [
-    ("facescrub_actors.txt", "male", "actors"), ("actresses.txt", "female", "actresses"), ("athletes.txt", "unknown", "athletes")])
+    ("facescrub_actors.txt", "male", "actors"), ("actresses.txt", "female", "actresses"),
+    ("athletes.txt", "unknown", "athletes")])
 def test_the_name_of_the_list_tells_sex_and_folder(tmp_path, name, sex, folder):
     photo = read_metadata(write_list(tmp_path, GOOD, name=name))[0][0]
     assert (photo.sex, photo.folder) == (sex, folder)
@@ -85,24 +89,29 @@ def test_a_face_may_not_stand_in_both_lists(tmp_path):
 def test_nothing_to_read_is_said_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"): read_metadata(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("Ask the authors for the lists.")
-    with pytest.raises(FileNotFoundError, match="no list of FaceScrub; expected facescrub_actors.txt"): read_metadata(tmp_path)
-    with pytest.raises(ValueError, match=r"no row of the lists can be used \(2 are damaged\); facescrub_actresses.txt, line 1: 4 columns"):
-        read_metadata(write_list(tmp_path, GOOD[:4], GOOD[:5]))
+    with pytest.raises(FileNotFoundError, match="no list of FaceScrub; expected facescrub_actors.txt"):
+        read_metadata(tmp_path)
+    damaged = r"no row of the lists can be used \(2 are damaged\); facescrub_actresses.txt, line 1: 4 columns"
+    with pytest.raises(ValueError, match=damaged): read_metadata(write_list(tmp_path, GOOD[:4], GOOD[:5]))
 
 
 @needs_real_faces
 def test_real_lists():
     photos, problems = read_metadata(REAL / "facescrub12")
     assert len(photos) == 3104 and len({photo.name for photo in photos}) == 12
-    assert problems == ["facescrub_actresses.txt, line 1556: 4 columns; expected 6: name, image id, face id, url, box, sha256"]
+    assert problems == [
+        "facescrub_actresses.txt, line 1556: 4 columns; expected 6: name, image id, face id, url, box, sha256"]
     assert sum(photo.sex == "male" for photo in photos) == 1549
 
 
-PHOTO = Photo("Ann Lee", "female", 12, 34, "http://example.org/a,b\".jpg", (10, 20, 60, 70), "ab" * 32, status="dead", detail="gone")
+PHOTO = Photo(
+    "Ann Lee", "female", 12, 34, "http://example.org/a,b\".jpg", (10, 20, 60, 70), "ab" * 32,
+    status="dead", detail="gone")
 
 
 def test_the_manifest_comes_back_sorted(tmp_path):
-    photos = [PHOTO, replace(PHOTO, image_id=5, status="ok", detail="", file="actresses/Ann_Lee/5_34.jpg"), replace(PHOTO, name="Aba Bo")]
+    here = replace(PHOTO, image_id=5, status="ok", detail="", file="actresses/Ann_Lee/5_34.jpg")
+    photos = [PHOTO, here, replace(PHOTO, name="Aba Bo")]
     write_manifest(photos, tmp_path / "manifest.csv")
     assert list(read_manifest(tmp_path / "manifest.csv").values()) == [photos[2], photos[1], photos[0]]
     assert read_manifest(tmp_path / "none.csv") == {}
@@ -120,7 +129,9 @@ def test_the_later_row_counts_and_half_a_row_does_not(tmp_path):
     assert read_manifest(table) == {PHOTO.key: PHOTO}
 
 
-@pytest.mark.parametrize("change", [{"status": "fine"}, {"file": "../Ann_Lee/12_34.jpg"}, {"file": "/etc/passwd"}, {"name": "../x"}, {"file": "a/Ann_Lee/9_9.jpg"}])
+@pytest.mark.parametrize("change", [
+    {"status": "fine"}, {"file": "../Ann_Lee/12_34.jpg"}, {"file": "/etc/passwd"}, {"name": "../x"},
+    {"file": "a/Ann_Lee/9_9.jpg"}])
 def test_a_manifest_that_was_tampered_with_leads_nowhere(tmp_path, change):
     write_manifest([replace(PHOTO, **change)], tmp_path / "manifest.csv")
     assert read_manifest(tmp_path / "manifest.csv") == {}

@@ -2,23 +2,23 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from test_model import REAL, needs_real_faces, real_faces
 
 from sdd_face.cam import class_activation_maps, logit_maps
 from sdd_face.data import Faces
-from sdd_face.evaluation import evaluate
+from sdd_face.evaluation import Masking, evaluate
+from sdd_face.heads import DifferenceClassifier
 from sdd_face.model import FaceRecognizer, load_recognizer, save_recognizer
 from sdd_face.sdd import explain
-from test_model import REAL, needs_real_faces
 
 NAMES = [f"person {i}" for i in range(9)]
 ALL_HEADS = [(head, classifier) for head in ("pool", "own") for classifier in ("linear", "cosine")]
 
 
-def randomised(arch: str, head: str, classifier: str, dtype: torch.dtype) -> FaceRecognizer:
+def randomized(arch: str, head: str, classifier: str, dtype: torch.dtype) -> FaceRecognizer:
     """Build a recogniser with a random number in every weight and every statistic of a batch norm."""
     torch.manual_seed(1)
     model = FaceRecognizer(arch, NAMES, head=head, classifier=classifier)
@@ -40,9 +40,8 @@ def worst(model: FaceRecognizer, features: torch.Tensor, classes: torch.Tensor) 
 @pytest.mark.parametrize("arch", ["ir_18", "ir_tiny", "mobilefacenet", "mobilefacenet_96"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 def test_the_mean_of_a_map_and_a_constant_are_the_logit(arch, head, classifier, dtype, tolerance):
-    model = randomised(arch, head, classifier, dtype)
-    rows, columns = (side // 16 for side in model.backbone.size)
-    features = torch.randn(3, model.backbone.channels, rows, columns, dtype=dtype)
+    model = randomized(arch, head, classifier, dtype)
+    features = torch.randn(3, *model.backbone.feature_shape, dtype=dtype)
     classes = torch.tensor([[0, 4, 8], [8, 4, 4], [1, 2, 3]])
     assert worst(model, features, classes) < tolerance
 
@@ -51,19 +50,17 @@ def test_the_mean_of_a_map_and_a_constant_are_the_logit(arch, head, classifier, 
 @pytest.mark.parametrize("head, classifier", ALL_HEADS)
 @pytest.mark.parametrize("file, color", [("mobilefacenet_y1.npz", ""), ("mobilefacenet_068.ckpt", "rgb")])
 def test_maps_are_exact_on_real_weights_and_faces(file, color, head, classifier):
-    from sdd_face.data import load_faces
-
     model = load_recognizer(REAL / "weights" / file, NAMES, color=color, head=head, classifier=classifier)
-    images = load_faces(REAL / "facescrub12" / "aligned").images[::100]
+    images, _ = real_faces(step=100)
     with torch.no_grad(): features = model.features(model.preprocess(images))
     assert worst(model, features, torch.arange(9).expand(len(images), 9)) < 1e-4
 
 
 @pytest.mark.parametrize("arch", ["ir_tiny", "mobilefacenet", "mobilefacenet_96"])
 def test_weights_are_what_autograd_finds(arch):
-    model = randomised(arch, "own", "linear", torch.float64)
-    rows, columns = (side // 16 for side in model.backbone.size)
-    features = torch.randn(1, model.backbone.channels, rows, columns, dtype=torch.float64, requires_grad=True)
+    model = randomized(arch, "own", "linear", torch.float64)
+    _, rows, columns = model.backbone.feature_shape
+    features = torch.randn(1, *model.backbone.feature_shape, dtype=torch.float64, requires_grad=True)
     gradient, = torch.autograd.grad(model.head(features)[0, 5], features)
     weights, _ = model.head.spatial_weights(torch.tensor([5]))
     torch.testing.assert_close(weights[0], gradient[0] * rows * columns, rtol=1e-10, atol=1e-12)
@@ -91,19 +88,19 @@ def test_five_maps_of_256_faces_of_530_people_fit_in_two_gigabytes():
 @pytest.mark.parametrize("arch", ["ir_tiny", "mobilefacenet_96"])
 @pytest.mark.parametrize("head, classifier", ALL_HEADS)
 def test_explaining_and_evaluating_work_under_every_head(arch, head, classifier):
-    model = randomised(arch, head, classifier, torch.float32)
+    model = randomized(arch, head, classifier, torch.float32)
     images = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
     faces = Faces(images, torch.tensor([0, 0, 1, 1]), NAMES, torch.arange(4), list("abcd"))
     e = explain(model, images, top_k=3)
     assert e.sdd.map.shape == (4, *model.backbone.size) and e.sdd.map.amax((1, 2)).eq(1).all()
     half = torch.zeros(112, 112, dtype=torch.bool)
     half[:56] = True
-    result = evaluate(model, faces, {"sdd": None, "upper half": half}, draws=1, top_k=3)
+    result = evaluate(model, faces, {"sdd": None, "upper half": half}, masking=Masking(draws=1), top_k=3)
     assert result.maps == ["sdd", "upper half", "random"] and result.drop("deletion", "sdd").isfinite().all()
 
 
 def test_a_narrow_network_sees_the_middle_of_a_face():
-    model = randomised("mobilefacenet_96", "pool", "linear", torch.float32)
+    model = randomized("mobilefacenet_96", "pool", "linear", torch.float32)
     images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
     assert torch.equal(model.crop(images), images[..., 8:104])
     assert torch.equal(model.preprocess(images), model.preprocess(images[..., 8:104]))
@@ -111,18 +108,40 @@ def test_a_narrow_network_sees_the_middle_of_a_face():
 
 @pytest.mark.parametrize("head, classifier", ALL_HEADS)
 def test_a_saved_recogniser_keeps_its_head(head, classifier, tmp_path):
-    model = randomised("ir_tiny", head, classifier, torch.float32)
+    model = randomized("ir_tiny", head, classifier, torch.float32)
     save_recognizer(model, tmp_path / "model.safetensors")
     again = load_recognizer(tmp_path / "model.safetensors")
     images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
     with torch.no_grad(): assert torch.equal(again(again.preprocess(images)), model(model.preprocess(images)))
     assert (head, classifier) == (again.record["head"], again.record["classifier"])
-    with pytest.raises(ValueError, match="head is"): load_recognizer(tmp_path / "model.safetensors", head={"pool": "own", "own": "pool"}[head])
+    other = {"pool": "own", "own": "pool"}[head]
+    with pytest.raises(ValueError, match="head is"): load_recognizer(tmp_path / "model.safetensors", head=other)
 
 
 def test_a_head_or_classifier_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="head is 'attention'; expected 'pool' or 'own'"): FaceRecognizer("ir_tiny", NAMES, head="attention")
-    with pytest.raises(ValueError, match="classifier is 'svm'; expected 'linear' or 'cosine'"): FaceRecognizer("ir_tiny", NAMES, classifier="svm")
+    wrong = ("head", "attention", "'pool' or 'own'"), ("classifier", "svm", "'linear' or 'cosine'")
+    for option, given, known in wrong:
+        with pytest.raises(ValueError, match=f"{option} is '{given}'; expected {known}"):
+            FaceRecognizer("ir_tiny", NAMES, **{option: given})
+
+
+@pytest.mark.parametrize("head, classifier", ALL_HEADS)
+@pytest.mark.parametrize("arch", ["ir_tiny", "mobilefacenet_96"])
+def test_a_difference_of_two_classes_is_a_class_like_others(arch, head, classifier):
+    """Its logit is the difference of theirs, its map the difference of their maps, and exact as well."""
+    model = randomized(arch, head, classifier, torch.float64)
+    features = torch.randn(3, *model.backbone.feature_shape, dtype=torch.float64)
+    first, second, pairs = torch.tensor([0, 4, 4, 8]), torch.tensor([1, 0, 8, 4]), torch.arange(4)
+    with torch.no_grad():
+        logits, (maps, constants) = model.head(features), logit_maps(model.head, features, torch.arange(9))
+    model.head.classifier = DifferenceClassifier(model.head.classifier, first, second)
+    with torch.no_grad():
+        between, (difference, constant) = model.head(features), logit_maps(model.head, features, pairs)
+    torch.testing.assert_close(between, logits[:, first] - logits[:, second])
+    torch.testing.assert_close(difference, maps[:, first] - maps[:, second])
+    torch.testing.assert_close(constant, constants[:, first] - constants[:, second])
+    torch.testing.assert_close(between[:, 2], -between[:, 3])
+    assert worst(model, features, pairs.expand(3, 4)) < 1e-10
 
 
 def test_weights_with_positions_need_the_positions():

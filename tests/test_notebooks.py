@@ -1,18 +1,20 @@
-"""Every notebook runs, in order, and is built as the others are."""
+"""Every notebook runs once, the numbered ones in order, and is built as the others are."""
 import ast
+import json
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import ROOT, WholeRun, sdd_face
 from nbdev.test import test_nb as run_nb
 
-from conftest import ROOT
 from sdd_face.parameters import declared_parameters, known_parameters, numbered_notebooks
 
 NUMBERED = numbered_notebooks(ROOT / "nbs")
-OTHERS = sorted(set((ROOT / "nbs").glob("*.ipynb")) - set(NUMBERED))
+ALL = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if not path.parent.name.startswith(".")]
+OTHERS = [path for path in ALL if path not in NUMBERED]
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +26,41 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("notebook", OTHERS + NUMBERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", OTHERS, ids=lambda path: path.stem)
 def test_notebook_runs(notebook: Path, checkout: Path):
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    passed, _ = run_nb(checkout / "nbs" / notebook.name, skip_flags=settings["DEFAULT"]["tst_flags"].split())
+    passed, _ = run_nb(checkout / notebook.relative_to(ROOT), skip_flags=settings["DEFAULT"]["tst_flags"].split())
     assert passed, "the failing cell stands in the captured stderr"
+
+
+# The numbered ones: `sdd-face reproduce` in an empty folder, with small parameters, or with their own under --slow
+
+@pytest.mark.parametrize("notebook", NUMBERED, ids=lambda path: path.stem)
+def test_numbered_notebook_runs(notebook: Path, whole_run: WholeRun):
+    codes = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code" and cell.source.strip()]
+    executed = nbformat.read(whole_run.notebooks / notebook.name, 4).cells
+    ran = [cell for cell in executed if cell.cell_type == "code" and cell.execution_count]
+    assert {cell.source for cell in codes} <= {cell.source for cell in ran}
+    assert not [output for cell in ran for output in cell.outputs if output.output_type == "error"]
+
+
+def test_the_paper_from_an_empty_folder(whole_run: WholeRun):
+    tables = [f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md")]
+    figures = [f"fig{i}.png" for i in range(1, 7)]
+    figures += ["fig_readings.png", "fig_verdict.png", "fig_methods.jpg", "fig_twins.jpg"]
+    beyond = ["leaderboard.csv", "leaderboard.md", "rivals.csv", "table_twins.csv", "table_twins.md"]
+    made = sorted(path.name for path in (whole_run.folder / "figures").iterdir())
+    assert made == sorted([*figures, *tables, *beyond, "run.json"])
+    summary = json.loads((whole_run.folder / "figures/run.json").read_text())
+    assert summary["parameters"].items() >= whole_run.parameters.items()
+    assert summary["fingerprint"] and summary["accuracy"] and summary["evaluation"]
+
+
+def test_a_second_run_repeats_nothing(whole_run: WholeRun):
+    again = sdd_face(whole_run.folder, *whole_run.arguments)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"{len(NUMBERED)} of {len(NUMBERED)} notebooks were done before" in again.stdout
 
 
 @pytest.fixture(params=NUMBERED, ids=lambda path: path.stem)
@@ -39,7 +70,8 @@ def cells(request) -> list[nbformat.NotebookNode]:
 
 
 def test_names_have_one_meaning():
-    assert {"data", "people", "images_per_person", "arch", "weights", "run", "seed", "device", "figures"} <= known_parameters(NUMBERED).keys()
+    names = {"data", "people", "images_per_person", "arch", "weights", "run", "seed", "device", "figures"}
+    assert names <= known_parameters(NUMBERED).keys()
 
 
 @pytest.mark.parametrize("notebook", NUMBERED, ids=lambda path: path.stem)
@@ -49,7 +81,7 @@ def test_parameters_are_declared_with_a_comment_each(notebook: Path):
     assert all("#" in line for line in cell.source.splitlines())
 
 
-@pytest.mark.parametrize("notebook", NUMBERED + OTHERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", ALL, ids=lambda path: path.stem)
 def test_notebook_is_small(notebook: Path):
     assert notebook.stat().st_size < 500_000
 
@@ -70,6 +102,7 @@ def test_no_error_was_left(cells):
 def test_cells_and_functions_are_short(cells):
     codes = [cell.source for cell in cells if cell.cell_type == "code"]
     long = [cell.source for cell in cells if cell.cell_type == "code" and len(cell.source.splitlines()) > 20]
-    assert not [code for code in long if "#| export" not in code and not code.startswith("data = ")]  # one line for each parameter
+    declared = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]  # one line for each
+    assert not [code for code in long if "#| export" not in code and code not in declared]
     functions = [node for code in codes for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
     assert not [node.name for node in functions if node.end_lineno - node.lineno >= 40]

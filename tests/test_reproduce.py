@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-
 from conftest import DRAW, ROOT, Project, write_notebook
+
 from sdd_face.parameters import choose_values, known_parameters, numbered_notebooks, read_profile
 
 ALL = ["00_log", "01_draw", "02_table"]
@@ -46,11 +46,12 @@ def kernel_of(project: Project) -> int:
 def test_everything_is_made_once(project: Project):
     first = project.run("reproduce")
     assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("fig1.png, table1.csv and run.json are in figures (") and first.stdout.count("\n") == 1
-    assert project.log() == ALL
-    assert sorted(path.name for path in (project.folder / "runs/quick/notebooks").iterdir()) == [f"{name}.ipynb" for name in ALL]
+    assert first.stdout.startswith("fig1.png, table1.csv and run.json are in figures (")
+    assert first.stdout.count("\n") == 1 and project.log() == ALL
+    executed = sorted(path.name for path in (project.folder / "runs/quick/notebooks").iterdir())
+    assert executed == [f"{name}.ipynb" for name in ALL]
 
-    second = project.run("reproduce")
+    second = project.call("reproduce")
     assert second.returncode == 0 and "3 of 3 notebooks were done before" in second.stdout
     assert project.log() == ALL and second.stderr == ""
 
@@ -62,8 +63,10 @@ def test_bar_names_notebook_and_step(project: Project):
 
 
 def test_parameters_reach_the_notebooks_that_declare_them(project: Project):
-    write_notebook(project.notebooks / "03_more.ipynb", "# More", "print(seed + 0.5, top)", declared="seed = 0\ntop = 5")
-    result = project.run("reproduce", "-p", "seed", "7", "-p", "top", "2", "--run", "mine", "--figures", "pictures")
+    more = project.notebooks / "03_more.ipynb"
+    write_notebook(more, "# More", "print(seed + 0.5, top)", declared="seed = 0\ntop = 5")
+    asked = "-p seed 7 -p top 2 --run mine --figures pictures"
+    result = project.call("reproduce", *asked.split())
     assert result.returncode == 0, result.stderr
     assert (project.folder / "pictures/fig1.png").read_text() == "seed 7"
     executed = nbformat.read(project.folder / "runs/mine/notebooks/03_more.ipynb", 4)
@@ -72,15 +75,15 @@ def test_parameters_reach_the_notebooks_that_declare_them(project: Project):
 
 
 def test_later_values_win(project: Project):
-    assert project.run("reproduce", "--profile", "facescrub", "-p", "seed", "4", "-p", "run", "a", "--run", "b").returncode == 0
+    assert project.call("reproduce", *"--profile facescrub -p seed 4 -p run a --run b".split()).returncode == 0
     assert project.log("b") == ALL and project.run_json()["parameters"]["seed"] == 4
-    assert project.run("reproduce", "--profile", "facescrub").returncode == 0
+    assert project.call("reproduce", "--profile", "facescrub").returncode == 0
     assert project.log("facescrub") == ALL and project.run_json()["parameters"]["seed"] == 3
 
 
 def test_run_json_tells_how_without_telling_who(project: Project):
     (project.folder / "faces").mkdir()
-    project.run("reproduce", "-p", "data", "faces")
+    project.call("reproduce", "-p", "data", "faces")
     summary = project.run_json()
     assert summary["parameters"]["data"] == "faces" and summary["profile"] == "quick"
     assert (summary["fingerprint"], summary["accuracy"], summary["evaluation"]) == ("abc", 0.96, {"cut": 0.2})
@@ -96,7 +99,7 @@ def test_run_json_tells_how_without_telling_who(project: Project):
 
 def test_changed_cells_repeat_from_there_on(finished: Project):
     finished.write("01_draw", "## Figure 1", DRAW + "  # changed")
-    finished.run("reproduce")
+    finished.call("reproduce")
     assert finished.log() == ["01_draw", "02_table"]
 
 
@@ -105,20 +108,20 @@ def test_outputs_seen_in_jupyter_repeat_nothing(finished: Project):
     notebook = nbformat.read(path, 4)
     notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="seen")]
     nbformat.write(notebook, path)
-    finished.run("reproduce")
+    finished.call("reproduce")
     assert finished.log() == []
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("another run's")])
 def test_a_lost_or_foreign_figure_is_made_again(finished: Project, change):
     change(finished.folder / "figures/fig1.png")
-    finished.run("reproduce")
+    finished.call("reproduce")
     assert finished.log() == ["01_draw"]
     assert (finished.folder / "figures/fig1.png").read_text() == "seed 0"
 
 
 def test_other_parameters_repeat_the_run(finished: Project):
-    finished.run("reproduce", "-p", "seed", "1")
+    finished.call("reproduce", "-p", "seed", "1")
     assert finished.log() == ALL and (finished.folder / "figures/fig1.png").read_text() == "seed 1"
 
 
@@ -126,48 +129,51 @@ def test_changed_data_repeat_the_run(project: Project):
     faces = project.folder / "faces"
     faces.mkdir()
     (faces / "a.png").write_bytes(b"1")
-    project.run("reproduce", "-p", "data", "faces")
-    project.run("reproduce", "-p", "data", str(faces))  # the same folder, typed otherwise
+    project.call("reproduce", "-p", "data", "faces")
+    project.call("reproduce", "-p", "data", str(faces))  # the same folder, typed otherwise
     assert project.log() == ALL
     (faces / "a.png").write_bytes(b"22")
-    project.run("reproduce", "-p", "data", "faces")
+    project.call("reproduce", "-p", "data", "faces")
     assert project.log() == ALL + ALL
 
 
 def test_a_changed_package_repeats_the_run(finished: Project, monkeypatch):
     from sdd_face import reproduce
     monkeypatch.chdir(finished.folder)
-    assert all(reproduce._is_done(plan, step) for plan in [reproduce.plan_run(folder=finished.notebooks)] for step in plan.steps)
-    monkeypatch.setattr(reproduce, "_package_digest", lambda: "changed")
-    assert not any(reproduce._is_done(plan, step) for plan in [reproduce.plan_run(folder=finished.notebooks)] for step in plan.steps)
+    done = lambda plan: [reproduce._is_done(plan, step) for step in plan.steps]
+    assert all(done(reproduce.plan_run(folder=finished.notebooks)))
+    monkeypatch.setattr(reproduce, "package_digest", lambda: "changed")
+    assert not any(done(reproduce.plan_run(folder=finished.notebooks)))
 
 
 def test_figures_in_another_folder_are_made_there(finished: Project):
-    finished.run("reproduce", "--figures", "elsewhere")
+    finished.call("reproduce", "--figures", "elsewhere")
     assert finished.log() == ["01_draw", "02_table"]
-    assert sorted(path.name for path in (finished.folder / "elsewhere").iterdir()) == ["fig1.png", "run.json", "table1.csv"]
+    made = sorted(path.name for path in (finished.folder / "elsewhere").iterdir())
+    assert made == ["fig1.png", "run.json", "table1.csv"]
 
 
 # Failures and interruptions
 
 def test_first_failing_cell_ends_the_run(project: Project):
     project.write("01_draw", "## Figure 1", "wide = 3\nwide / 0", "raise SystemExit('never reached')")
-    result = project.run("reproduce")
+    result = project.call("reproduce")
     assert result.returncode == 1 and result.stdout == ""
     message = result.stderr[result.stderr.index("sdd-face: ") :].splitlines()
-    assert message == ["sdd-face: 01_draw failed in the step 'Figure 1'", "    wide / 0", "ZeroDivisionError: division by zero",
-                       "The executed notebook: runs/quick/notebooks/01_draw.ipynb"]
+    assert message == [
+        "sdd-face: 01_draw failed in the step 'Figure 1'", "    wide / 0", "ZeroDivisionError: division by zero",
+        "The executed notebook: runs/quick/notebooks/01_draw.ipynb"]
     assert "ZeroDivisionError" in (project.folder / "runs/quick/notebooks/01_draw.ipynb").read_text()
     assert not (project.folder / "figures/run.json").exists()
 
     project.write("01_draw", "## Figure 1", DRAW)
-    assert project.run("reproduce").returncode == 0
+    assert project.call("reproduce").returncode == 0
     assert project.log() == ["00_log", "01_draw", "01_draw", "02_table"]
 
 
 def test_a_kernel_that_dies_is_reported(project: Project):
     project.write("01_draw", "## Figure 1", "import os; os.kill(os.getpid(), 9)")
-    result = project.run("reproduce")
+    result = project.call("reproduce")
     assert result.returncode == 1 and "its kernel died" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -179,7 +185,7 @@ def test_killed_run_continues(project: Project):
     runner.wait()
     wait_for(lambda: not is_running(kernel), seconds=10)  # an orphaned kernel ends by itself
     (project.folder / "mended").touch()
-    result = project.run("reproduce")
+    result = project.call("reproduce")
     assert result.returncode == 0 and "1 of 3 notebooks were done before" in result.stdout, result.stderr
     assert project.log() == ["00_log", "01_draw", "01_draw", "02_table"]
 
@@ -194,7 +200,7 @@ def test_interrupted_run_says_how_to_continue(project: Project):
     assert err.splitlines()[-1] == "sdd-face: interrupted; the same command continues where it stopped"
     assert "Traceback" not in err and not is_running(kernel)
     (project.folder / "mended").touch()
-    assert "1 of 3 notebooks were done before" in project.run("reproduce").stdout
+    assert "1 of 3 notebooks were done before" in project.call("reproduce").stdout
 
 
 def test_full_disk_is_one_line_and_loses_nothing(finished: Project):
@@ -212,7 +218,8 @@ def test_full_disk_is_one_line_and_loses_nothing(finished: Project):
 def test_kernel_is_this_python_whatever_jupyter_knows(project: Project, tmp_path: Path):
     other = tmp_path / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
-    (other / "kernel.json").write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}))
+    kernel = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(kernel))
     (project.folder / "torch.py").write_text("raise ImportError('the wrong torch')")
     project.write("01_draw", "import sys, torch; print(sys.executable)")
     environment = {**os.environ, "JUPYTER_PATH": str(tmp_path / "jupyter"), "PATH": "/usr/bin:/bin"}
@@ -228,7 +235,7 @@ def test_relative_paths_start_where_they_were_typed(project: Project):
     (checkout / "settings.ini").touch()
     (project.notebooks / "faces").mkdir()
     write_notebook(project.notebooks / "01_draw.ipynb", "# Draw", "print(data)")
-    result = subprocess.run(project.command("reproduce", "-p", "data", "faces"), cwd=project.notebooks, capture_output=True, text=True)
+    result = project.run("reproduce", "-p", "data", "faces", cwd=project.notebooks)
     assert result.returncode == 0, result.stderr
     executed = nbformat.read(checkout / "runs/quick/notebooks/01_draw.ipynb", 4)
     assert executed.cells[-1].outputs[0].text.strip() == str(project.notebooks / "faces")
@@ -258,7 +265,7 @@ def assert_refused(project: Project, result: subprocess.CompletedProcess, reason
 ])
 def test_refused(project: Project, arguments: str, reason: str):
     (project.folder / "note").touch()
-    assert_refused(project, project.run("reproduce", *arguments.split()), reason, project.files())
+    assert_refused(project, project.call("reproduce", *arguments.split()), reason, project.files())
 
 
 def test_read_only_figures_are_refused(project: Project, monkeypatch, capsys):
@@ -268,7 +275,7 @@ def test_read_only_figures_are_refused(project: Project, monkeypatch, capsys):
     before = project.files()
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(reproduce, "notebooks_folder", lambda: project.notebooks)
-    if os.geteuid() == 0: monkeypatch.setattr(os, "access", lambda path, mode: path != figures)  # root may write anywhere
+    if os.geteuid() == 0: monkeypatch.setattr(os, "access", lambda path, mode: path != figures)  # root may write
     else: figures.chmod(0o555)
     assert cli.main(["reproduce"]) == 2
     assert capsys.readouterr() == ("", "sdd-face: figures: the folder figures is read-only\n")
@@ -277,17 +284,23 @@ def test_read_only_figures_are_refused(project: Project, monkeypatch, capsys):
 
 def test_a_notebook_without_the_tagged_cell_is_refused(project: Project):
     project.write("01_draw", DRAW, declared=None)
-    assert_refused(project, project.run("reproduce"), "01_draw.ipynb: 0 cells are tagged 'parameters'; expected 1", project.files())
+    reason = "01_draw.ipynb: 0 cells are tagged 'parameters'; expected 1"
+    assert_refused(project, project.call("reproduce"), reason, project.files())
 
 
 def test_a_damaged_record_is_refused(finished: Project):
     (finished.folder / "runs/quick/reproduce.json").write_text("{")
-    assert_refused(finished, finished.run("reproduce"), "runs/quick/reproduce.json: no record of a run", finished.files())
+    reason = "runs/quick/reproduce.json: no record of a run"
+    assert_refused(finished, finished.call("reproduce"), reason, finished.files())
 
 
 @pytest.mark.parametrize("missing", ["papermill", "ipykernel", "yaml", "nbformat"])
 def test_without_the_extra_it_is_named(project: Project, missing: str):
-    code = f"import sys; sys.modules[{missing!r}] = None; from sdd_face.cli import main; sys.exit(main(['reproduce']))"
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+from sdd_face.cli import main
+sys.exit(main(['reproduce']))"""
     result = subprocess.run([sys.executable, "-c", code], cwd=project.folder, capture_output=True, text=True)
     assert_refused(project, result, f"{missing} is not installed; pip install 'sdd_face[notebooks]'", [])
 
@@ -309,19 +322,3 @@ def test_facescrub_is_the_paper():
     profile = yaml.safe_load((ROOT / "nbs/profiles/facescrub.yaml").read_text())
     paper = {"arch": "ir_101", "train": "all", "epochs": 20, "learning_rate": 0.005, "step_size": 10, "gamma": 0.1}
     assert paper.items() <= profile.items()
-
-
-def test_the_paper_from_an_empty_folder(tmp_path: Path):
-    command = [Path(sys.executable).with_name("sdd-face"), "reproduce", "--run", "tiny"]
-    small = {"people": 8, "images_per_person": 12, "epochs": 1, "draws": 1, "training_faces": 40, "curve_faces": 8, "sanity_faces": 8, "families": 3, "family_images": 6, "family_tests": 1, "probes": 2}
-    small |= {"searched": 8, "searched_training": 8, "compared": 8, "general": 8, "sanity": 4, "rise_masks": 12, "lime_samples": 12, "steps": 4}
-    command += [part for name, value in small.items() for part in ("-p", name, str(value))]
-    for before in (0, len(numbered_notebooks(ROOT / "nbs"))):
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-2000:]
-        assert (f"{before} of {before} notebooks were done before" in result.stdout) == bool(before)
-    tables = [f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md")]
-    beyond = ["fig_methods.jpg", "fig_readings.png", "fig_twins.jpg", "fig_verdict.png", "leaderboard.csv", "leaderboard.md", "rivals.csv", "table_twins.csv", "table_twins.md"]
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted([*(f"fig{i}.png" for i in range(1, 7)), *tables, *beyond, "run.json"])
-    summary = json.loads((tmp_path / "figures/run.json").read_text())
-    assert summary["parameters"].items() >= small.items() and summary["fingerprint"] and summary["accuracy"] and summary["evaluation"]

@@ -9,7 +9,7 @@ from torchcam.methods import FinerCAM
 
 from sdd_face.cam import class_activation_maps
 from sdd_face.model import FaceRecognizer
-from sdd_face.sdd import explain, highlighted, plot_explanation, sdd
+from sdd_face.sdd import explain, plot_explanation, sdd
 
 CASES = json.loads((Path(__file__).parent / "golden" / "sdd.json").read_text())["cases"]
 
@@ -41,7 +41,8 @@ def cams_of_kind(kind: str, classes: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_any_finite_cams_give_a_finite_map_and_alpha_keeps_the_order(dtype, kind, classes, scale):
     cams = cams_of_kind(kind, classes, dtype) * scale
-    for options in ({}, {"alpha": "fixed_point"}, {"maps": "relu"}, {"maps": "minmax"}, {"order": "cams"}, {"order": "map"}, {"minimum_scale": 1.0}, {"alpha": "0.3"}):
+    several = [{}, {"alpha": "fixed_point"}, {"prepare": "relu"}, {"prepare": "minmax"}, {"order": "cams"}]
+    for options in [*several, {"order": "map"}, {"minimum_scale": 1.0}, {"alpha": "0.3"}]:
         result = sdd(cams, **options)
         for value in (result.map, result.divergence, result.scale, result.alpha): assert value.isfinite().all(), options
         assert result.map.min() >= 0 and result.map.max() <= 1 and result.map.shape == (3, 112, 112)
@@ -58,7 +59,8 @@ def test_of_more_maps_than_fifty_the_minimum_wins():
 def test_targets_may_differ_from_image_to_image():
     cams = torch.randn(3, 4, 7, 7)
     together = sdd(cams, target=torch.tensor([2, 0, 3]))
-    for i, target in enumerate((2, 0, 3)): torch.testing.assert_close(together.map[i], sdd(cams[i : i + 1], target).map[0])
+    for i, target in enumerate((2, 0, 3)):
+        torch.testing.assert_close(together.map[i], sdd(cams[i : i + 1], target=target).map[0])
 
 
 def test_the_fixed_point_is_one():
@@ -68,7 +70,9 @@ def test_the_fixed_point_is_one():
     torch.testing.assert_close(result.alpha, 0.2 + 0.2 * deviation / (deviation + 1), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("cams", [torch.full((1, 2, 7, 7), torch.nan), torch.zeros(0, 2, 7, 7), torch.zeros(2, 7, 7), torch.zeros(1, 2, 7, 7, dtype=torch.long)])
+@pytest.mark.parametrize("cams", [
+    torch.full((1, 2, 7, 7), torch.nan), torch.zeros(0, 2, 7, 7), torch.zeros(2, 7, 7),
+    torch.zeros(1, 2, 7, 7, dtype=torch.long)])
 def test_cams_that_are_none_are_refused(cams):
     with pytest.raises(ValueError, match="cams "): sdd(cams)
 
@@ -80,11 +84,12 @@ def model() -> FaceRecognizer:
 
 
 @pytest.fixture(scope="module")
-def images() -> torch.Tensor: return torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_divergence_is_torchcams_finer_cam(model, images):
-    """D = F (x_t - g mean x_k): on a pooling head, FinerCAM with gamma g on Grad-CAM, which averages gradients and keeps the positive part."""
+    """D = F (x_t - g mean x_k): on a pooling head, the positive part is FinerCAM with gamma g on Grad-CAM."""
     for i in range(len(images)):
         result = explain(model, images[i : i + 1], size=None)
         scale, classes = result.sdd.scale.item(), result.classes[0].tolist()
@@ -114,41 +119,51 @@ def test_batches_do_not_matter_and_the_model_is_left_alone(model, images):
     assert torch.equal(a.classes, b.classes)
     torch.testing.assert_close(a.sdd.map, b.sdd.map, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(explain(model, images / 255).sdd.map, a.sdd.map, rtol=1e-3, atol=1e-4)
-    assert not model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model._forward_hooks and all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"top_k": 9}, "top_k is 9; the model knows 8 people"), ({"top_k": 0}, "top_k is 0"), ({"target": 8}, "target is 8; the model knows the classes 0 to 7"),
-    ({"target": -1}, "target is -1"), ({"order": "x"}, "order is 'x'"), ({"maps": "x"}, "maps is 'x'"),
-    ({"alpha": "x"}, "alpha is 'x'; expected 'divergence', 'fixed_point' or a number"), ({"minimum_scale": "x"}, "minimum_scale is 'x'")])
+    ({"top_k": 9}, "top_k is 9; expected 1 to 8, the people that the model knows"), ({"top_k": 0}, "top_k is 0"),
+    ({"target": 8}, "target is 8; the model knows 0 to 7"), ({"target": -1}, "target is -1"),
+    ({"order": "x"}, "order is 'x'"), ({"prepare": "x"}, "prepare is 'x'"),
+    ({"alpha": "x"}, "alpha is 'x'; expected 'divergence', 'fixed_point' or a number"),
+    ({"minimum_scale": "x"}, "minimum_scale is 'x'")])
 def test_what_cannot_be_explained_is_refused(model, images, wrong, message):
     with pytest.raises(ValueError, match=message): explain(model, images, **wrong)
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (torch.full((1, 3, 112, 112), torch.nan), "NaN or infinity"), (torch.zeros(0, 3, 112, 112, dtype=torch.uint8), "the batch is empty"),
-    (torch.zeros(3, 112, 112), "expected \\(B, 3, 112, 112\\)"), (torch.full((1, 3, 112, 112), 2.0), "reach from 2 to 2"), (torch.zeros(1, 3, 112, 112, dtype=torch.long), "expected uint8")])
+    (torch.full((1, 3, 112, 112), torch.nan), "NaN or infinity"),
+    (torch.zeros(0, 3, 112, 112, dtype=torch.uint8), "the batch is empty"),
+    (torch.zeros(3, 112, 112), "expected \\(B, 3, 112, 112\\)"),
+    (torch.full((1, 3, 112, 112), 2.0), "reach from 2 to 2"),
+    (torch.zeros(1, 3, 112, 112, dtype=torch.long), "expected uint8")])
 def test_images_that_are_none_are_refused(model, wrong, message):
     with pytest.raises(ValueError, match=message): explain(model, wrong)
 
 
 def test_a_model_in_training_mode_is_refused(images):
-    with pytest.raises(ValueError, match="training mode"): explain(FaceRecognizer("ir_tiny", ["a", "b"]), images, top_k=2)
-
-
-def test_highlighted_share_of_known_maps():
-    ramp = torch.linspace(0, 1, 112).expand(112, 112)
-    assert highlighted(ramp[None]).item() == pytest.approx(0.5, abs=0.01)
-    spot = torch.zeros(2, 3, 112, 112)
-    spot[..., :28, :28] = 5
-    torch.testing.assert_close(highlighted(spot), torch.full((2, 3), 1 / 16))
+    awake = FaceRecognizer("ir_tiny", ["a", "b"])
+    with pytest.raises(ValueError, match="training mode"): explain(awake, images, top_k=2)
 
 
 def test_the_picture_has_the_papers_layout(model, images):
     result = explain(model, images)
     samples = {c: images[0] for c in range(8)}
-    figure = plot_explanation(result, images, model.names, samples, index=1)
+    figure = plot_explanation(result, images, samples=samples, index=1)
     assert len(figure.axes) == 12
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles[0] == model.names[result.classes[1, 0]] and titles[6].startswith("CAM") and titles[11].startswith("SDD")
+    assert titles[0] == model.names[result.classes[1, 0]]
+    assert titles[6].startswith("CAM") and titles[11].startswith("SDD")
+
+
+def test_the_picture_of_a_narrow_network_shows_what_it_sees(images):
+    result = explain(FaceRecognizer("mobilefacenet_96", [f"p{i}" for i in range(3)]).eval(), images[:1], top_k=2)
+    figure = plot_explanation(result, images)
+    assert len(figure.axes) == 3 and {axis.images[0].get_array().shape for axis in figure.axes} == {(112, 96, 3)}
+
+
+def test_the_names_travel_with_the_explanation(model, images):
+    assert explain(model, images, batch_size=2).names == model.names

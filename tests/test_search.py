@@ -2,9 +2,17 @@
 import pytest
 import torch
 
-from sdd_face.controls import standardised
+from sdd_face.maps import standardized
 from sdd_face.model import FaceRecognizer
-from sdd_face.search import best_of_proposals, search_windows, searched_map, smooth_fit, smooth_variations, window_evidence
+from sdd_face.search import (
+    Proposals,
+    best_of_proposals,
+    search_windows,
+    searched_map,
+    smooth_fit,
+    smooth_variations,
+    window_evidence,
+)
 
 CLASSES = torch.tensor([1, 0, 2])
 
@@ -76,19 +84,22 @@ def test_proposals_never_make_it_worse(one_place):
     images = torch.full((1, 3, 112, 112), 250, dtype=torch.uint8)
     start = torch.zeros(1, 28, 28)
     start[:, 10:14, 16:20] = 1
-    kept = best_of_proposals(one_place, images, torch.tensor([0]), start, rounds=1, proposals=1)
-    torch.testing.assert_close(kept, standardised(start))
+    kept = best_of_proposals(one_place, images, torch.tensor([0]), start, proposals=Proposals(rounds=1, count=1))
+    torch.testing.assert_close(kept, standardized(start))
     drawn = smooth_variations(3, (28, 28), seed=4)
-    assert torch.equal(drawn, smooth_variations(3, (28, 28), seed=4)) and not torch.equal(drawn, smooth_variations(3, (28, 28), seed=5))
+    assert torch.equal(drawn, smooth_variations(3, (28, 28), seed=4))
+    assert not torch.equal(drawn, smooth_variations(3, (28, 28), seed=5))
 
 
 @pytest.mark.parametrize("prior", [torch.zeros(7, 7), torch.zeros(2, 28, 28)])
 def test_a_prior_of_the_wrong_size_is_refused(model, images, prior):
-    with pytest.raises(ValueError, match="prior is"): searched_map(model, images, CLASSES, prior)
+    with pytest.raises(ValueError, match="prior is"): searched_map(model, images, CLASSES, prior=prior)
 
 
 def test_bad_options_are_refused(model, images):
-    with pytest.raises(ValueError, match="positive"): smooth_fit(torch.zeros(1, 41), search_windows((112, 112)), noise=0)
-    with pytest.raises(ValueError, match="cut"): best_of_proposals(model, images, CLASSES, torch.rand(3, 28, 28), cut=1)
-    with pytest.raises(ValueError, match="classes"): window_evidence(model, images, CLASSES[:2])
+    with pytest.raises(ValueError, match="positive"):
+        smooth_fit(torch.zeros(1, 41), search_windows((112, 112)), noise=0)
+    with pytest.raises(ValueError, match="cut"):
+        best_of_proposals(model, images, CLASSES, torch.rand(3, 28, 28), proposals=Proposals(cut=1))
+    with pytest.raises(ValueError, match="target is"): window_evidence(model, images, CLASSES[:2])
     with pytest.raises(ValueError, match="fill"): window_evidence(model, images, CLASSES, fill="white")
