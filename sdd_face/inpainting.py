@@ -68,7 +68,7 @@ def gallery_decision(
 
 def class_decision(
     model: FaceRecognizer,  # in evaluation mode
-    own: Tensor,  # (N,): the class of the probe's person
+    target: Tensor,  # (N,): the class of the probe's person
     twin: Tensor,  # (N,): the class of the non-mate
 ) -> Callable[[Tensor, Tensor], Tensor]:  # as of `gallery_decision`
     "Decide by the greater of two logits."
@@ -76,7 +76,7 @@ def class_decision(
     @torch.no_grad()
     def wins(images: Tensor, index: Tensor) -> Tensor:
         logits = model(model.preprocess(images)).cpu()
-        return logits.gather(1, twin[index][:, None])[:, 0] > logits.gather(1, own[index][:, None])[:, 0]
+        return logits.gather(1, twin[index][:, None])[:, 0] > logits.gather(1, target[index][:, None])[:, 0]
 
     return wins
 

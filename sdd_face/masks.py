@@ -44,6 +44,12 @@ def top_mask(
         heat = resized(heat, size)
         if rule == "threshold": mask = heat >= (1 - cut) * heat.amax((1, 2), keepdim=True)
         else: mask = highest_places(heat, cut, seed=seed)
+    _require_some(mask, cut, rule)
+    return mask
+
+
+def _require_some(mask: Tensor, cut: float, rule: str) -> None:
+    "Refuse masks of nothing or of everything."
     chosen, pixels = mask.sum((1, 2)), mask.shape[1] * mask.shape[2]
     useless = ((chosen == 0) | (chosen == pixels)).nonzero()
     if len(useless):
@@ -51,7 +57,6 @@ def top_mask(
         raise ValueError(
             f"cut = {cut} with the rule {rule!r} makes a mask of {'everything' if chosen[i] else 'nothing'} "
             f"out of map {i}; expected some of the {pixels} pixels")
-    return mask
 
 # %% ../nbs/measuring/masks.ipynb #25f5e7fe
 FIXED_OFFSET = (-10, 67)  # rows and columns, for all images: as in later published code of the paper's first author

@@ -27,7 +27,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spread the whole suite over the cores, unless -n says otherwise; a file that is named runs in this process."""
     option = config.option
     if not config.pluginmanager.hasplugin("xdist"): return
-    if option.numprocesses is None and not (option.file_or_dir or option.usepdb): option.numprocesses = "auto"
+    alone = option.file_or_dir or option.usepdb or getattr(option, "cov_source", None)  # pytest-cov asks for -n itself
+    if option.numprocesses is None and not alone: option.numprocesses = "auto"
     if option.numprocesses and option.dist == "no":
         option.dist, option.loadscopereorder = "loadgroup", False
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -51,7 +51,8 @@ def by_hand() -> nn.Module:
 
 
 def test_a_network_worked_by_hand():
-    network, (x, x0) = by_hand(), torch.tensor([[[1.0, 2]], [[0.0, -1]]], dtype=torch.float64)
+    network = by_hand()
+    x, x0 = torch.tensor([[1.0, 2]], dtype=torch.float64), torch.tensor([[0.0, -1]], dtype=torch.float64)
     assert network(x).item() == 7 and network(x0).item() == -4.25
     assert sent_back(network, x).tolist() == [[3, 2]]
     assert sent_back(network, x, "guided").tolist() == [[1, 4]]
@@ -73,20 +74,20 @@ def test_guided_signals_of_one_unit(slope, below):
 def test_a_slope_of_zero_is_relu():
     torch.manual_seed(0)
     x, x0 = torch.randn(2, 5, 8, dtype=torch.float64)
-    layers = nn.Linear(8, 6).double(), nn.Linear(6, 1).double()
-    prelu = nn.Sequential(layers[0], nn.PReLU(6, init=0.0).double(), layers[1])
-    relu = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    first, last = nn.Linear(8, 6).double(), nn.Linear(6, 1).double()
+    prelu, relu = (nn.Sequential(first, each, last) for each in (nn.PReLU(6, init=0.0).double(), nn.ReLU()))
     assert torch.equal(sent_back(prelu, x, "guided"), sent_back(relu, x, "guided"))
     assert torch.equal(lifted(prelu, x, x0), lifted(relu, x, x0))
 
 
 @pytest.mark.parametrize("x, x0, multiplier", [
-    (2, 2, 1), (-2, -2, 0.25), (0, 0, 0.25), (1e-30, -1e-30, 0.625), (0, 3, 1), (0, -3, 0.25),
-    (3, 0, 1), (-1e-30, -1, 0.25), (4, -4, 0.625)])
+    (2, 2, 1), (-2, -2, 0.25), (0, 0, 0.25), (1e-30, -1e-30, 0.625), (0, 3, 1), (0, -3, 0.25), (3, 0, 1),
+    (-1e-30, -1, 0.25), (4, -4, 0.625)])
 def test_multipliers_are_finite_however_near_the_baseline(x, x0, multiplier):
     """Also for an input that is its own baseline, where the slope takes the place of 0 / 0."""
-    at, baseline = (torch.tensor([[float(each)]], dtype=torch.float64) for each in (x, x0))
-    back = sent_back(nn.PReLU(1, init=0.25).double(), at, "rescale", baseline)
+    layer = nn.PReLU(1, init=0.25).double()
+    image, baseline = (torch.tensor([[float(value)]], dtype=torch.float64) for value in (x, x0))
+    back = sent_back(layer, image, "rescale", baseline)
     assert back.item() == pytest.approx(multiplier)
 
 
@@ -96,11 +97,10 @@ def test_contributions_sum_to_the_difference(arch, dtype, tolerance):
     network = Whole(arch).to(dtype)
     x, x0 = torch.randn(2, 1, 3, 112, 112, dtype=dtype)
     with torch.no_grad(): after, before = network(x)[0, 0], network(x0)[0, 0]
-    found, difference = lifted(network, x, x0), after - before
-    rounding = 4 * torch.finfo(dtype).eps * (after.abs() + before.abs())  # the outputs may be much larger
+    found, difference, plain = lifted(network, x, x0), after - before, (x - x0) * sent_back(network, x)
+    rounding = 4 * torch.finfo(dtype).eps * (after.abs() + before.abs())  # of outputs much larger than their difference
     assert (found.sum() - difference).abs() < tolerance * found.abs().sum() + rounding
-    plain = ((x - x0) * sent_back(network, x)).sum()
-    assert (plain - difference).abs() > 1e-3 * difference.abs(), "the plain gradient would have done"
+    assert (plain.sum() - difference).abs() > 1e-3 * difference.abs(), "the plain gradient would have done"
 
 
 def test_forward_is_not_changed():
@@ -156,9 +156,9 @@ def test_equal_to_captum_where_captum_is_right(layer):
     prelu = Whole("ir_tiny").double()
     reference = rewritten(prelu, PReLU=layer, MaxPool2d=OnItsOwn)
     network = prelu if layer is TwoReLUs else reference
-    theirs = captum("GuidedBackprop", reference, x)
-    torch.testing.assert_close(sent_back(network, x, "guided"), theirs, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(lifted(network, x, x0), captum("DeepLift", reference, x, x0), rtol=1e-9, atol=1e-12)
+    close = {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(sent_back(network, x, "guided"), captum("GuidedBackprop", reference, x), **close)
+    torch.testing.assert_close(lifted(network, x, x0), captum("DeepLift", reference, x, x0), **close)
 
 
 def test_what_captum_makes_of_prelu():
@@ -182,20 +182,19 @@ class Lambda(nn.Module):
 
 @pytest.mark.parametrize("function, name", [
     (torch.sigmoid, "sigmoid"), (lambda x: x * x, "mul"), (lambda x: x / x.norm(), "norm"),
-    (nn.functional.normalize, "normalize"), (torch.abs, "abs"), (lambda x: x**2, "pow"),
-    (lambda x: nn.functional.leaky_relu(x), "leaky_relu"), (nn.MaxPool2d(2), "max_pool2d"),
-    (lambda x: nn.functional.max_pool2d(x, kernel_size=3), "max_pool2d"), (nn.ReLU(inplace=True), "relu in place"),
-    (lambda x: nn.functional.batch_norm(x, None, None, training=True), "batch_norm"), (nn.Dropout(0.5), "dropout"),
-    (nn.GELU(), "gelu"), (lambda x: torch.dropout(x, 0.5, True), "dropout"),
+    (nn.functional.normalize, "normalize"), (torch.abs, "abs"), (lambda x: x**2, "pow"), (nn.GELU(), "gelu"),
+    (lambda x: nn.functional.leaky_relu(x), "leaky_relu"), (nn.ReLU(inplace=True), "relu in place"),
+    (torch.relu_, "relu_"), (lambda x: x.softmax(1), "softmax"), (lambda x: x.data, "data"),
+    (nn.MaxPool2d(2), "max_pool2d"), (lambda x: nn.functional.max_pool2d(x, kernel_size=3), "max_pool2d"),
+    (nn.Dropout(0.5), "dropout"), (lambda x: torch.dropout(x, 0.5, True), "dropout"),
     (lambda x: torch.dropout(x, p=0.5, train=True), "dropout"),
-    (lambda x: torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False), "batch_norm"),
-    (lambda x: x.data, "data"), (torch.relu_, "relu_"), (lambda x: x.softmax(1), "softmax")])
+    (lambda x: nn.functional.batch_norm(x, None, None, training=True), "batch_norm"),
+    (lambda x: torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False), "batch_norm")])
 @pytest.mark.parametrize("rule", ["guided", "rescale"])
 def test_what_has_no_rule_is_refused(rule, function, name):
     x = torch.randn(2, 3, 8, 8)
     message = f"the rule '{rule}' does not know what {name} sends back; expected a network of ReLU, PReLU"
-    with pytest.raises(ValueError, match=message):
-        with BackwardRule(rule): Lambda(function)(x)
+    with pytest.raises(ValueError, match=message), BackwardRule(rule): Lambda(function)(x)
 
 
 @pytest.mark.parametrize("function", [torch.relu, nn.functional.relu, lambda x: x.relu()])
@@ -213,8 +212,8 @@ def test_the_shortcut_of_ir_resnet_is_linear():
 
 
 def test_an_unknown_rule():
-    with pytest.raises(ValueError, match="rule is 'deconvnet'; expected 'guided' or 'rescale'"):
-        BackwardRule("deconvnet")
+    message = "rule is 'deconvnet'; expected 'guided' or 'rescale'"
+    with pytest.raises(ValueError, match=message): BackwardRule("deconvnet")
 
 
 def test_it_ends_with_its_block_and_stays_in_its_thread():

@@ -50,14 +50,14 @@ def images() -> Tensor:
 
 
 def seen(model: FaceRecognizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give features and logits."""
+    """Compute features and logits."""
     with torch.no_grad():
         features = model.features(model.preprocess(images))
         return features, model.head(features)
 
 
 def raw(name: str, model: FaceRecognizer, images: Tensor, classes: Tensor, **options) -> Tensor:
-    """Give a map of the features as it is, 7 x 7 and in the model's precision."""
+    """Compute a map of the features as it is, 7 x 7 and in the model's precision."""
     return METHODS[name].compute(model, *seen(model, images), classes, **options)
 
 

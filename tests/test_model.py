@@ -1,5 +1,6 @@
 """The networks against published layouts and outputs, and what is said of files that do not fit."""
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -223,6 +224,21 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
     for name in ("none.pt", "none.npz", "none.safetensors"):
         with pytest.raises(FileNotFoundError, match=f"{name}: no such weights file"): load_recognizer(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no such weights file"): read_record(tmp_path / "none.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
+def test_a_full_disk_keeps_what_was_there(model, tmp_path):
+    """A limit to the size of files stands for a full disk: the write fails half way."""
+    import resource
+
+    path, (soft, hard) = tmp_path / "model.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_recognizer(model, path, note="first")
+    before = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(Exception, match="File too large"): save_recognizer(model, path, note="second")
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_packaged_network_is_small_and_knows_people_it_has_not_seen_like_this():
