@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .files import atomic_path, project_path
+from .maps import resized, unit_range
 
 # %% ../nbs/running/plot.ipynb #87edf80a
 def overlay(
@@ -24,9 +25,7 @@ def overlay(
     opacity: float = 0.5,  # of the colours, 0 to 1
 ) -> Tensor:  # (3, H, W), uint8 RGB
     "Lay a map over an image: yellow where it is highest, dark blue where it is lowest."
-    heat = heat.detach().float().cpu()[None, None]
-    heat = torch.nn.functional.interpolate(heat, image.shape[-2:], mode="bilinear")[0, 0]
-    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=torch.finfo(heat.dtype).tiny)
+    heat = unit_range(resized(heat.detach().float().cpu(), image.shape[-2:]))
     color = torch.from_numpy(plt.get_cmap("viridis")(heat.numpy())[..., :3]).permute(2, 0, 1).float() * 255
     return torch.lerp(image.detach().cpu().float(), color, opacity).round().to(torch.uint8)
 

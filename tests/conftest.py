@@ -27,7 +27,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spread the whole suite over the cores, unless -n says otherwise; a file that is named runs in this process."""
     option = config.option
     if not config.pluginmanager.hasplugin("xdist"): return
-    alone = option.file_or_dir or option.usepdb or getattr(option, "cov_source", None)  # pytest-cov asks for -n itself
+    named = any(".py" in name for name in option.file_or_dir)
+    alone = named or option.usepdb or getattr(option, "cov_source", None)  # pytest-cov has to be given -n itself
     if option.numprocesses is None and not alone: option.numprocesses = "auto"
     if option.numprocesses and option.dist == "no":
         option.dist, option.loadscopereorder = "loadgroup", False

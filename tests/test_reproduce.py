@@ -20,7 +20,7 @@ ALL = ["00_log", "01_draw", "02_table"]
 KERNEL = "import os, sys, time\nPath('kernel.txt').write_text(str(os.getpid()))\n"
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -183,7 +183,7 @@ def test_killed_run_continues(project: Project):
     kernel = kernel_of(project)
     runner.kill()
     runner.wait()
-    wait_for(lambda: not is_running(kernel), seconds=10)  # an orphaned kernel ends by itself
+    wait_for(lambda: not is_running(kernel), seconds=60)  # an orphaned kernel ends by itself
     (project.folder / "mended").touch()
     result = project.call("reproduce")
     assert result.returncode == 0 and "1 of 3 notebooks were done before" in result.stdout, result.stderr
@@ -195,7 +195,7 @@ def test_interrupted_run_says_how_to_continue(project: Project):
     runner = project.start("reproduce", start_new_session=True)
     kernel = kernel_of(project)
     os.killpg(runner.pid, signal.SIGINT)  # what Ctrl-C sends
-    out, err = runner.communicate(timeout=30)
+    out, err = runner.communicate(timeout=120)
     assert runner.returncode == 130 and out == ""
     assert err.splitlines()[-1] == "sdd-face: interrupted; the same command continues where it stopped"
     assert "Traceback" not in err and not is_running(kernel)
