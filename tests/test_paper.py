@@ -94,7 +94,7 @@ def test_every_face_was_aligned(finished: Path):
     assert np.abs(crop - draw()[0, 0].astype(float)).mean() < 6
 
 
-ADAFACE = {"color": "bgr", "source": "an AdaFace checkpoint", "head": "pool"}
+ADAFACE = {"color": "bgr", "source": "AdaFace checkpoint", "head": "pool"}
 
 
 def test_the_network_is_adafaces(finished: Path):
