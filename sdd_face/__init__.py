@@ -35,6 +35,7 @@
   images          image files become faces, or are refused with a reason
   facescrub       FaceScrub's lists, row by row
   download        its photographs, fetched and checked
+  fetch           one photograph from the web, politely and safely
   landmarks       eyes, nose and corners of the mouth
   alignment       from a photograph to an aligned face
   crops           a folder of photographs becomes a folder of faces
@@ -43,9 +44,13 @@
   masks           which pixels a map chooses, and what covers them
   gradients       methods that send a gradient back
   perturbation    methods that cover parts of a face and ask again
+  lime            random squares covered, and a linear model of the answers
+  families        how a method is led through many faces
   intervals       how sure a mean over faces is
   tables          numbers of each face become rows with intervals
+  published       Tables 1 and 2 in the paper's own rows
   localisation    does a map point at the pixels that matter?
+  regions         eyes, brows, nose and mouth: where they are
   inpainting      one region is changed: does the map find it?
   speed           the arithmetic of a network, counted
 

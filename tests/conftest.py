@@ -26,7 +26,7 @@ SPREAD = {"test_notebooks", "test_structure"}
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spread the whole suite over the cores, unless -n says otherwise; a file that is named runs in this process."""
     option = config.option
-    if not config.pluginmanager.hasplugin("xdist"): return
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"): return  # a worker does not
     named = any(".py" in name for name in option.file_or_dir)
     alone = named or option.usepdb or getattr(option, "cov_source", None)  # pytest-cov has to be given -n itself
     if option.numprocesses is None and not alone: option.numprocesses = "auto"
