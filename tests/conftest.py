@@ -16,10 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# Every core takes tests, and computes them with one thread. A file's tests stay together, since they share what they
-# made; tests that share nothing are spread. What takes longest begins first.
-LONGEST = ["whole_run", "test_paper", "test_distributed", "test_reproduce"]
-SPREAD = {"test_notebooks", "test_structure"}
+# Every core takes whole files of tests, and computes with one thread: what a file made is shared. What takes longest
+# begins first.
+LONGEST = ["test_notebooks", "test_distributed", "test_paper", "test_reproduce"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,23 +30,22 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     alone = named or option.usepdb or getattr(option, "cov_source", None)  # pytest-cov has to be given -n itself
     if option.numprocesses is None and not alone: option.numprocesses = "auto"
     if option.numprocesses and option.dist == "no":
-        option.dist, option.loadscopereorder = "loadgroup", False
+        option.dist, option.loadscopereorder = "loadfile", False
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say which tests stay together and which come first; leave out what takes longer."""
-    def group(item: pytest.Item) -> str:
-        if "whole_run" in item.fixturenames: return "whole_run"
-        return "" if item.module.__name__ in SPREAD else item.module.__name__
-
-    shared = config.pluginmanager.hasplugin("xdist")
+    """Say which tests come first; leave out what takes longer."""
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes longer; --slow runs it"))
-        if shared and group(item): item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+
+    def place(item: pytest.Item) -> int:
+        name = item.module.__name__
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
