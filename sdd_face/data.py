@@ -113,12 +113,16 @@ def load_faces(
     *,
     people: int = 40,  # drawn people
     images_per_person: int = 36,  # drawn images of each
+    relatives: int = 4,  # drawn people in a family; 1: strangers
+    differing: int = 4,  # parts in which relatives differ, of 10
     seed: int = 0,  # of the drawing
     device: str = "cpu",  # that draws; the faces come back to the CPU
     min_images: int = 3,  # a person with fewer is left out
 ) -> Faces:
     "Load faces from a folder, or draw them; `.skipped` lists what cannot be read. Raises ValueError if nobody is left."
-    if str(source) == "synthetic": faces = _draw(people, images_per_person, seed, device)
+    if str(source) == "synthetic":
+        crowd = make_people(people, seed=seed, relatives=relatives, differing=differing)
+        faces = _draw(crowd, images_per_person, seed, device)
     else: faces = _read_folder(project_path(source))
     return _leave_out(faces, min_images, source)
 
@@ -138,10 +142,10 @@ def _leave_out(faces: Faces, min_images: int, source: str | os.PathLike) -> Face
     return replace(kept, labels=(enough.cumsum(0) - 1)[kept.labels], names=names, skipped=skipped)
 
 # %% ../nbs/01_data.ipynb #ae038de7
-def _draw(people: int, images_per_person: int, seed: int, device: str) -> Faces:
-    "Draw faces."
-    drawing = draw_faces(make_people(people, seed=seed), images=images_per_person, seed=seed, device=device)
-    names = [f"person_{person:02d}" for person in range(people)]
+def _draw(crowd: dict[str, Tensor], images_per_person: int, seed: int, device: str) -> Faces:
+    "Draw faces of a crowd."
+    drawing = draw_faces(crowd, images=images_per_person, seed=seed, device=device)
+    names = [f"person_{person:02d}" for person in range(len(crowd["skin_tone"]))]
     files = [f"{name}/{image:04d}" for name in names for image in range(images_per_person)]
     images, labels, parts = drawing.images.cpu(), drawing.people.cpu(), drawing.parts.cpu()
     return Faces(images, labels, names, torch.arange(len(files)), files, parts=parts)

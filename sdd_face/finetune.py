@@ -10,15 +10,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .acceleration import compiled_features, mixed_precision, near_device
+from .augmentation import CHANCES, augment
 from .batch_norm import shared_batch_norms
 from .data import Faces
 from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
@@ -36,16 +37,21 @@ def accuracy(
 # %% ../nbs/03_finetune.ipynb #44ed9109
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    "How a network is fine-tuned (paper, section 4.1); the defaults are the paper's. ValueError for unknown layers."
+    "How a network is fine-tuned (paper, section 4.1); the defaults are the paper's. ValueError for others."
     epochs: int = 20
     learning_rate: float = 0.005
     step_size: int = 10  # epochs after which the learning rate falls ...
     gamma: float = 0.1  # ... to this share
     batch_size: int = 128  # the paper does not say
     layers: str = "all"  # "all", or "head": the network is frozen
+    augmentation: str = "adaface"  # faces are changed as AdaFace trains, or "none"; the paper does not say
 
     def __post_init__(self) -> None:
-        if self.layers not in ("all", "head"): raise ValueError(f"layers is {self.layers!r}; expected 'all' or 'head'")
+        for name, known in (("layers", ("all", "head")), ("augmentation", ("adaface", "none"))):
+            given = getattr(self, name)
+            if given not in known: raise ValueError(f"{name} is {given!r}; expected {' or '.join(map(repr, known))}")
+        if self.layers == "head" and self.augmentation != "none":
+            raise ValueError("layers is 'head': each face is looked at only once; expected augmentation 'none'")
 
 # %% ../nbs/03_finetune.ipynb #8ca6d64c
 @dataclass
@@ -61,6 +67,7 @@ class Training:
     schedule: torch.optim.lr_scheduler.StepLR
     file: Path | None  # the checkpoint
     history: list[dict] = field(default_factory=list)  # a row for each epoch that is done
+    chance: Tensor | None = None  # (N, CHANCES): how each image is changed in this epoch
     watched: Tensor | None = None  # (V, E): embeddings of the validation faces, for the head alone
 
 # %% ../nbs/03_finetune.ipynb #e71b67b9
@@ -81,21 +88,15 @@ def start_training(
     parameters = (model if whole else model.head.classifier).parameters()
     optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, fused=fused)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
-    images = _near(train.images if whole else _embeddings(model, train.images), model.device)
+    images = near_device(train.images if whole else _embeddings(model, train.images), model.device)
     training = Training(
-        model=model, features=_compiled(model, compile), images=images, labels=train.labels.to(images.device),
+        model=model, features=compiled_features(model, compile), images=images, labels=train.labels.to(images.device),
         recipe=recipe, seed=seed, optimizer=optimizer, schedule=schedule,
         file=folder / "checkpoint.pt" if folder else None)
     if broadcast(training.file is not None and training.file.exists()): _resume(training)
     return training
 
 # %% ../nbs/03_finetune.ipynb #12d35c6e
-def _near(images: Tensor, device: torch.device) -> Tensor:
-    "Put all images on a GPU if they take up no more than a quarter of what is free there."
-    fits = device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
-    return images.to(device) if fits else images
-
-
 @torch.inference_mode()
 def _embeddings(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, E)
     "Compute the embeddings of all faces: all that a classifier sees of them."
@@ -103,20 +104,6 @@ def _embeddings(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, E)
 
     batches = images.split(128)
     return torch.cat(all_gather(lambda: [model.head.embedding(features(each)).cpu() for each in shard(batches)]))
-
-# %% ../nbs/03_finetune.ipynb #3aa64738
-def _compiled(model: FaceRecognizer, compile: str) -> Callable[[Tensor], Tensor]:
-    "Choose the function that makes feature maps: compiled if asked for or, with \"auto\", if the device gains by it."
-    if compile not in ("auto", "yes", "no"): raise ValueError(f"compile is {compile!r}; expected 'auto', 'yes' or 'no'")
-    alone = world_size() == 1
-    if compile == "yes" and not alone:
-        several = f"{world_size()} processes, whose batch norms cannot be compiled"
-        raise ValueError(f"compile is 'yes' in {several}; expected 'auto' or 'no'")
-    gains = alone and model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (7, 0)
-    gains = gains and find_spec("triton") is not None
-    if compile == "no" or compile == "auto" and not gains: return model.features
-    if compile == "auto": torch._dynamo.config.suppress_errors = True  # without a C compiler it goes on uncompiled
-    return torch.compile(model.features)
 
 # %% ../nbs/03_finetune.ipynb #dfbcfd21
 def _save(t: Training) -> None:
@@ -155,12 +142,14 @@ def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
     "Learn from every training face once; return the mean loss and the share that was right on the way."
     parameters = [parameter for group in t.optimizer.param_groups for parameter in group["params"]]
     chance = torch.Generator().manual_seed(t.seed * 1_000_003 + len(t.history))
-    order = torch.randperm(len(t.labels), generator=chance).to(t.images.device)
+    order = torch.randperm(len(t.labels), generator=chance)
+    if t.recipe.augmentation != "none": t.chance = torch.rand(len(t.labels), CHANCES, generator=chance)
     sums = torch.zeros(2, device=t.model.device)  # loss, hits
     t.model.train(t.recipe.layers == "all")
     for batch in order.split(t.recipe.batch_size):
         index = shard(batch)
-        logits, labels = _logits(t, index), t.labels[index].to(t.model.device, non_blocking=True)
+        labels = t.labels[index.to(t.labels.device, non_blocking=True)].to(t.model.device, non_blocking=True)
+        logits = _logits(t, index)
         loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
         t.optimizer.zero_grad(set_to_none=True)
         (loss / len(batch)).backward()
@@ -177,18 +166,14 @@ def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
 # %% ../nbs/03_finetune.ipynb #9e7e34d1
 def _logits(t: Training, index: Tensor) -> Tensor:
     "Compute the logits of some training faces, perhaps of none."
-    images = t.images[index if len(index) else slice(1)].to(t.model.device, non_blocking=True)
-    with _mixed_precision(t.model.device):
+    some = index if len(index) else torch.zeros(1, dtype=torch.long)
+    images = t.images[some.to(t.images.device, non_blocking=True)].to(t.model.device, non_blocking=True)
+    if t.recipe.augmentation != "none": images = augment(images, t.chance[some])
+    with mixed_precision(t.model.device):
         if t.recipe.layers == "head": return t.model.head.classifier(images[: len(index)])
         full = len(index) == len(shard(range(t.recipe.batch_size)))  # the last batch is not worth a compilation
         features = t.features if full else t.model.features
         return t.model.head(features(t.model.preprocess(images)[: len(index)]))
-
-
-def _mixed_precision(device: torch.device) -> AbstractContextManager:
-    "Compute in bfloat16 where the device does so at full speed."
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast("cuda", torch.bfloat16) if fast else nullcontext()
 
 
 @contextmanager
@@ -211,7 +196,7 @@ def run_epoch(
     if not math.isfinite(loss):
         advice = f"try a lower learning_rate than {t.recipe.learning_rate}"
         raise FloatingPointError(f"the loss is {loss} in epoch {number}; {advice}")
-    with _mixed_precision(t.model.device): seen = _accuracy(t, val) if len(val) else math.nan
+    with mixed_precision(t.model.device): seen = _accuracy(t, val) if len(val) else math.nan
     row = {"epoch": number, "learning_rate": rate, "loss": loss, "train_accuracy": right, "val_accuracy": seen}
     t.history.append(row | {"images_per_second": pace, "seconds": time.perf_counter() - start})
     progress.set_postfix(loss=f"{loss:.3f}", val=f"{seen:.1%}")

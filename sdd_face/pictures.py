@@ -38,16 +38,16 @@ def find_model(
 # %% ../nbs/running/pictures.ipynb #aff6a615
 def _samples(file: Path, record: dict, classes: list[int]) -> dict[int, Tensor] | None:  # each (3, 112, 112), uint8 RGB
     "Find a picture of each of these people; None if there are none."
-    if "people" in record: return dict(zip(classes, _draw_people(classes, record["people"]["seed"], moment=0)))
+    if "people" in record: return dict(zip(classes, _draw_people(classes, record["people"], moment=0)))
     kept = file.parent / "samples.npy"
     if not kept.is_file(): return None
     pictures = torch.from_numpy(np.load(kept, allow_pickle=False))
     return {label: pictures[label] for label in classes}
 
 
-def _draw_people(who: list[int], seed: int, moment: int) -> Tensor:  # (len(who), 3, 112, 112), uint8 RGB
+def _draw_people(who: list[int], crowd: dict, moment: int) -> Tensor:  # (len(who), 3, 112, 112), uint8 RGB
     "Draw one image of each of some people of a crowd."
-    people = make_people(max(who) + 1, seed=seed)
+    people = make_people(max(who) + 1, **{name: crowd[name] for name in ("seed", "relatives")})
     return draw_faces({trait: values[who] for trait, values in people.items()}, images=1, seed=moment).images
 
 # %% ../nbs/running/pictures.ipynb #cd16959b
@@ -59,8 +59,8 @@ def draw_explanation(
 ) -> tuple[Figure, str]:  # the picture, and in one sentence who it is taken for
     "Explain one face. ValueError or FileNotFoundError for files that are no network or no face."
     model, record = load_recognizer(file), read_record(file)
-    seed = record.get("people", {"seed": 0})["seed"]
-    face = read_image(image) if image else _draw_people([0], seed, moment=1)[0]
+    crowd = record.get("people", {"seed": 0, "relatives": 1})
+    face = read_image(image) if image else _draw_people([0], crowd, moment=1)[0]
     explanation = explain(model, face[None], top_k=top_k)
     classes = explanation.classes[0].tolist()
     figure = plot_explanation(explanation, face[None], samples=_samples(file, record, classes))

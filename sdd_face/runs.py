@@ -34,6 +34,8 @@ class Settings:
     data: str = "synthetic"  # "synthetic", or a folder with one folder for each person
     people: int = 40  # drawn people, when data is "synthetic"
     images_per_person: int = 36  # drawn images of each
+    relatives: int = 4  # drawn people in a family; 1: strangers
+    differing: int = 4  # parts in which relatives differ, of 10
     arch: str = "ir_tiny"  # a key of ARCHITECTURES
     weights: str = "packaged"  # to start from: "packaged", a file, or OWNER/NAME on the Hugging Face hub
     color: str = ""  # "rgb" or "bgr", for weights that do not tell
@@ -44,7 +46,8 @@ class Settings:
 
     def load_faces(self, *, device: str = "auto") -> Faces:
         "Load, or draw, the faces."
-        place, drawn = best_device(device), {"people": self.people, "images_per_person": self.images_per_person}
+        place = best_device(device)
+        drawn = {name: getattr(self, name) for name in ("people", "images_per_person", "relatives", "differing")}
         return load_faces(self.data, seed=self.seed, device=place if place.type == "cuda" else "cpu", **drawn)
 
     def load_network(self) -> FaceRecognizer:

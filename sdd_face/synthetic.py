@@ -44,8 +44,10 @@ def make_people(
     count: int,  # how many
     *,
     seed: int = 0,  # the same seed gives the same people; more people begin with the same ones
+    relatives: int = 1,  # people in a family; 1: strangers
+    differing: int = 4,  # parts in which relatives differ, of the 10 that have traits
 ) -> dict[str, Tensor]:  # trait -> (count,): a number, or the index of a choice
-    "Invent people: one value for every trait of `TRAITS`. Raises ValueError for a count below 1."
+    "Invent people: one value for every trait of `TRAITS`. Raises ValueError for a number that is too small or large."
     if count < 1: raise ValueError(f"make_people: count is {count}; expected 1 or more")
     chance = torch.rand(count, len(RANGES), generator=torch.Generator().manual_seed(seed))
     people = {trait: _at(bounds, u) for (trait, bounds), u in zip(RANGES.items(), chance.T)}
@@ -54,7 +56,7 @@ def make_people(
         own = people[follower]
         people[follower] = torch.where(own < 0.7, (people["hair_color"] + 0.15 * (own - 0.35)).clamp(0, 1), own - 0.7)
     people["beard"] = people["beard"].where(people["hair_style"] != RANGES["hair_style"].index("long"), 0)
-    return people
+    return people if relatives == 1 else _related(people, relatives, differing, seed)
 
 
 def _at(bounds: tuple, u: Tensor) -> Tensor:
@@ -62,6 +64,23 @@ def _at(bounds: tuple, u: Tensor) -> Tensor:
     if not isinstance(bounds[0], str): return bounds[0] + u * (bounds[1] - bounds[0])
     choices = torch.tensor([bounds.index(name) for name in bounds], dtype=torch.float32)
     return choices[(u * len(bounds)).long()]
+
+# %% ../nbs/00_synthetic.ipynb #de5c0726
+def _related(people: dict[str, Tensor], relatives: int, differing: int, seed: int) -> dict[str, Tensor]:
+    "Let strangers inherit from the first of their family all but a few parts; ValueError for numbers that do not fit."
+    parts = [part for part in TRAITS if part]
+    if relatives < 1: raise ValueError(f"make_people: relatives is {relatives}; expected 1 or more")
+    if not 1 <= differing <= len(parts):
+        raise ValueError(f"make_people: differing is {differing}; expected 1 to {len(parts)} parts")
+    family = torch.arange(len(people["skin_tone"])) // relatives
+    random = torch.Generator().manual_seed(seed + 2**33)
+    ranks = torch.rand(int(family[-1]) + 1, len(parts), generator=random).argsort(1).argsort(1)
+    own = dict(zip(parts, (ranks < differing)[family].T))  # part -> (count,): does it differ in the family?
+    own[""] = torch.zeros(len(family), dtype=torch.bool)
+    first = family * relatives
+    return {
+        trait: torch.where(own[part], people[trait], people[trait][first])
+        for part, traits in TRAITS.items() for trait in traits}
 
 # %% ../nbs/00_synthetic.ipynb #72281ded
 MOMENT = {  # what varies from image to image: (low, high)

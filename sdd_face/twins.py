@@ -100,7 +100,7 @@ def draw_game(
         twins=pictures[1:].flatten(0, 1), changed=changed.flatten(0, 1), region=region.flatten(0, 1))
 
 # %% ../nbs/beyond/13_twins.ipynb #60a3bcbf
-TWIN_RECIPE = Recipe(epochs=60, learning_rate=0.05, step_size=40, layers="head")
+TWIN_RECIPE = Recipe(epochs=60, learning_rate=0.05, step_size=40, layers="head", augmentation="none")
 
 
 def draw_family_faces(

@@ -10,7 +10,7 @@ from sdd_face.data import Faces, load_faces, split_faces
 from sdd_face.finetune import Recipe, accuracy, differences, finetune
 from sdd_face.model import FaceRecognizer, load_recognizer
 
-HEAD = Recipe(epochs=1, learning_rate=0.01, batch_size=16, layers="head")
+HEAD = Recipe(epochs=1, learning_rate=0.01, batch_size=16, layers="head", augmentation="none")
 
 
 @pytest.fixture(scope="session")

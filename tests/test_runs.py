@@ -26,7 +26,7 @@ from sdd_face.finetune import Recipe
 from sdd_face.model import load_recognizer, predict
 from sdd_face.runs import QUICK, Settings, make_run, open_or_make, open_run, run_settings, write_metrics
 
-ONE_EPOCH = replace(QUICK, epochs=1, layers="head")
+ONE_EPOCH = replace(QUICK, epochs=1, layers="head", augmentation="none")
 SMALL = Settings(people=3, images_per_person=12, recipe=ONE_EPOCH)
 draw_once = cache(load_faces)  # the same faces for every test: drawing them takes longer than all the rest
 
@@ -165,7 +165,8 @@ def test_settings_are_kept_as_they_were():
     settings = Settings(
         data="faces", people=3, images_per_person=5, arch="ir_50", weights="OWNER/NAME@main", color="bgr", head="own",
         classifier="cosine", seed=7,
-        recipe=Recipe(epochs=3, learning_rate=1e-4, step_size=2, gamma=0.3, batch_size=8, layers="head"))
+        recipe=Recipe(
+            epochs=3, learning_rate=1e-4, step_size=2, gamma=0.3, batch_size=8, layers="head", augmentation="none"))
     assert all(getattr(settings, name) != value for name, value in vars(Settings()).items())
     folder = Path("runs/mine")
     folder.mkdir(parents=True)
