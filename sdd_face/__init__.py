@@ -39,6 +39,7 @@
   landmarks       eyes, nose and corners of the mouth
   alignment       from a photograph to an aligned face
   crops           a folder of photographs becomes a folder of faces
+  augmentation    faces changed as AdaFace changes them while it trains
 
   maps            arithmetic on maps
   masks           which pixels a map chooses, and what covers them
@@ -56,6 +57,7 @@
 
   files           where a run keeps its things; whole files or none
   distributed     one run in several processes
+  acceleration    what makes training faster on a device that can
   runs            a run by its name: open it, or make it
   parameters      what may be asked of the notebooks
   execute         one notebook in a kernel of its own

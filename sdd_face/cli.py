@@ -40,12 +40,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_reproduce(commands: argparse._SubParsersAction) -> None:
     "Describe `sdd-face reproduce`."
     about = (
-        "Run the numbered notebooks: every figure and table of the paper. "
+        "Run notebooks 00 to 06: every figure and table of the paper. "
         "Run it again after an interruption; what is done is not repeated.")
     command = commands.add_parser("reproduce", help="make every figure and table of the paper", description=about)
     command.add_argument(
-        "--profile", default="quick", metavar="quick|facescrub|paper_size",
-        help="drawn faces in minutes (default), the paper's settings, or the paper's size on drawn faces")
+        "--profile", default="quick", metavar="quick|facescrub|paper_size|beyond",
+        help="drawn faces in minutes (default), the paper's settings, its size on drawn faces, or quick with --beyond")
+    command.add_argument("--beyond", action="store_true", help="also run the notebooks that go beyond the paper")
     command.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="set a parameter of the notebooks, such as -p data FOLDER -p weights FILE -p device cpu; may be repeated")
@@ -161,7 +162,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         from sdd_face.reproduce import plan_run, reproduce
     except ModuleNotFoundError as error:
         return _say(f"{error.name.partition('.')[0]} is not installed; pip install 'sdd_face[notebooks]'", 2)
-    asked = {"parameters": dict(options.parameters), "run": options.run, "figures": options.figures}
+    asked = {name: getattr(options, name) for name in ("beyond", "run", "figures")}
+    asked["parameters"] = dict(options.parameters)
     try: plan = run_once(lambda: plan_run(options.profile, **asked))
     except (ValueError, OSError) as error: return _say(error, 2) if is_main() else 2
     try: made = reproduce(plan)

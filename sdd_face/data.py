@@ -120,11 +120,9 @@ def load_faces(
     min_images: int = 3,  # a person with fewer is left out
 ) -> Faces:
     "Load faces from a folder, or draw them; `.skipped` lists what cannot be read. Raises ValueError if nobody is left."
-    if str(source) == "synthetic":
-        crowd = make_people(people, seed=seed, relatives=relatives, differing=differing)
-        faces = _draw(crowd, images_per_person, seed, device)
-    else: faces = _read_folder(project_path(source))
-    return _leave_out(faces, min_images, source)
+    if str(source) != "synthetic": return _leave_out(_read_folder(project_path(source)), min_images, source)
+    crowd = make_people(people, seed=seed, relatives=relatives, differing=differing)
+    return _leave_out(_draw(crowd, images_per_person, seed, device), min_images, source)
 
 
 def _leave_out(faces: Faces, min_images: int, source: str | os.PathLike) -> Faces:
@@ -133,12 +131,11 @@ def _leave_out(faces: Faces, min_images: int, source: str | os.PathLike) -> Face
     enough = counts >= min_images
     if enough.all(): return faces
     lacking = (~enough).nonzero()[:, 0]
-    few = [(faces.names[i], f"has {counts[i]} of the {min_images} images that are needed") for i in lacking]
-    skipped = faces.skipped + few
+    reason = f"of the {min_images} images that are needed"
+    skipped = faces.skipped + [(faces.names[i], f"has {counts[i]} {reason}") for i in lacking]
     if not enough.any():
         raise ValueError(f"{source}: nobody is left; " + "; ".join(f"{what}: {why}" for what, why in skipped[:5]))
-    kept = faces[enough[faces.labels]]
-    names = [faces.names[i] for i in enough.nonzero()[:, 0]]
+    kept, names = faces[enough[faces.labels]], [faces.names[i] for i in enough.nonzero()[:, 0]]
     return replace(kept, labels=(enough.cumsum(0) - 1)[kept.labels], names=names, skipped=skipped)
 
 # %% ../nbs/01_data.ipynb #ae038de7
@@ -147,8 +144,8 @@ def _draw(crowd: dict[str, Tensor], images_per_person: int, seed: int, device: s
     drawing = draw_faces(crowd, images=images_per_person, seed=seed, device=device)
     names = [f"person_{person:02d}" for person in range(len(crowd["skin_tone"]))]
     files = [f"{name}/{image:04d}" for name in names for image in range(images_per_person)]
-    images, labels, parts = drawing.images.cpu(), drawing.people.cpu(), drawing.parts.cpu()
-    return Faces(images, labels, names, torch.arange(len(files)), files, parts=parts)
+    groups = torch.arange(len(files))
+    return Faces(drawing.images.cpu(), drawing.people, names, groups, files, parts=drawing.parts.cpu())
 
 # %% ../nbs/01_data.ipynb #480a1461
 def _read_folder(folder: Path) -> Faces:
@@ -214,8 +211,7 @@ def split_faces(
         groups = faces.groups[places]
         rng = random.Random(os.fsencode(f"{seed} {name}"))
         for side, chosen in _choose_groups(groups.tolist(), rng).items():
-            members = torch.isin(groups, torch.tensor(chosen, dtype=torch.long))
-            sides[places[members].numpy()] = side
+            sides[places[torch.isin(groups, torch.tensor(chosen, dtype=torch.long))].numpy()] = side
     if path is not None: _write_split(faces, sides, project_path(path))
     train, val, test = (faces[torch.from_numpy(sides == side)] for side in ("train", "val", "test"))
     return train, val, test

@@ -225,6 +225,7 @@ def plot_masking(
     *,
     scheme: str = "deletion",  # or "retention"
     masking: Masking = Masking(),
+    colors: str = "plain",  # or "paper", see `overlay`
     **options,  # of `explain`
 ) -> Figure:
     """Draw the original, the SDD map, and the face with the SDD region, and with a rolled one, deleted or retained.
@@ -244,4 +245,4 @@ def plot_masking(
     said = [f"{model.names[best]}: {p[best]:.1%}" for p in probabilities]
     word = {"deletion": "deleted", "retention": "retained"}[scheme]
     titles = [f"original\n{said[0]}", "SDD CAM\n", f"SDD CAM {word}\n{said[1]}", f"random CAM {word}\n{said[2]}"]
-    return show_images([image, overlay(image, heat), *seen], titles, columns=4)
+    return show_images([image, overlay(image, heat, colors=colors), *seen], titles, columns=4, bar=colors)

@@ -71,7 +71,7 @@ def _rivals(logits: Tensor, target: Tensor, against: Tensor | None, top_k: int) 
 # %% ../nbs/beyond/09_methods.ipynb #92a49907
 def _divergence(
     model: FaceRecognizer, features: Tensor, logits: Tensor, target: Tensor, *, against: Tensor | None = None,
-    top_k: int = 5, minimum_scale: str | float = "classes", prepare: str = "raw", order: str = "divergence",
+    top_k: int = 5, minimum_scale: str | float = "classes", prepare: str = "minmax", order: str = "divergence",
 ) -> Tensor:
     cams, _ = logit_maps(model.head, features, _rivals(logits, target, against, top_k))
     result = sdd(cams, size=model.backbone.size, minimum_scale=minimum_scale, prepare=prepare, order=order)

@@ -9,7 +9,6 @@ __all__ = ['HEADS', 'require_evaluation', 'FaceRecognizer', 'save_recognizer', '
 # %% ../nbs/02_model.ipynb #18930599
 import json
 import os
-from importlib.resources import files
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +17,7 @@ from torchvision.transforms.v2.functional import center_crop
 
 from .checkpoints import choose_architecture, download_checkpoint, read_checkpoint
 from .distributed import all_gather, rank, shard, world_size
-from .files import atomic_path, is_hub_name
+from .files import PACKAGED, atomic_path, is_hub_name
 from .heads import CLASSIFIERS, OwnHead, PoolHead
 from .networks import embedding_network
 
@@ -152,7 +151,7 @@ def load_recognizer(
     if str(path) == "random":
         return _seeded(seed, arch or "ir_tiny", classes or [], color=color or "rgb", source="no training", **kinds)
     revision = ""
-    if str(path) == "packaged": path = files("sdd_face") / "weights" / "ir_tiny.safetensors"
+    if str(path) == "packaged": path = PACKAGED
     elif is_hub_name(str(path)): path, revision = download_checkpoint(str(path))
     found = read_checkpoint(path)
     arch, color = choose_architecture(found, asked=arch), _agree(path, "color", found.color, color)

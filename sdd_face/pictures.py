@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-import sdd_face
 from .alignment import align_face
 from .checkpoints import read_record
-from .files import project_path
+from .files import PACKAGED, project_path
 from .images import read_image, to_rgb
 from .landmarks import find_landmarks
 from .model import load_recognizer
@@ -30,7 +29,7 @@ def find_model(
     name: str | None = None,  # of a run, or a .safetensors file; None: the packaged network
 ) -> Path:
     "Find the file of a network. FileNotFoundError if it is neither a file nor a run's."
-    if name is None: return Path(sdd_face.__file__).parent / "weights" / "ir_tiny.safetensors"
+    if name is None: return PACKAGED
     for place in (Path(name).expanduser(), project_path("runs") / name / "model.safetensors"):
         if place.is_file(): return place
     raise FileNotFoundError(f"model: {name} is neither a file nor a run with runs/{name}/model.safetensors")

@@ -22,7 +22,8 @@ from .tables import Measured
 READINGS = {  # what is read otherwise -> fields of `Masking`, options of `explain`, or what is counted
     "alpha: fixed point": {"alpha": "fixed_point"}, "alpha: 1": {"alpha": 1.0},
     "smallest F: 1": {"minimum_scale": 1.0},
-    "CAMs: positive part": {"prepare": "relu"}, "CAMs: each 0 to 1": {"prepare": "minmax"},
+    "CAMs: raw": {"prepare": "raw"}, "CAMs: positive part": {"prepare": "relu"},
+    "classes: overlapping": {"compared": "overlapping"},
     "resized first: CAMs": {"order": "cams"}, "resized last: map": {"order": "map"},
     "2 classes": {"top_k": 2}, "10 classes": {"top_k": 10},
     "cut: 10 %": {"cut": 0.1}, "cut: 30 %": {"cut": 0.3},

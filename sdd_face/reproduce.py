@@ -69,6 +69,7 @@ def read_progress(
 def plan_run(
     profile: str = "quick",  # a file in nbs/profiles
     *,
+    beyond: bool = False,  # also the notebooks that go beyond the paper; the profile "beyond" says so too
     parameters: Mapping[str, str] | None = None,  # NAME -> VALUE, as typed
     run: str | None = None,  # name of the folder in runs/; None: the profile's
     figures: str | None = None,  # folder for figures and tables; None: "figures"
@@ -77,13 +78,24 @@ def plan_run(
     "Check a request; a ValueError or an OSError says what is wrong with it."
     folder = folder or notebooks_folder()
     notebooks = numbered_notebooks(folder)
+    known = known_parameters(notebooks)
+    if not (beyond or profile == "beyond"): notebooks = [each for each in notebooks if each.parent == folder]
     asked = {"run": run, "figures": figures}
     given = dict(parameters or {}) | {name: value for name, value in asked.items() if value is not None}
-    values = choose_values(known_parameters(notebooks), read_profile(folder, profile), given)
+    profiled = read_profile(folder, profile)
+    values = choose_values(known, profiled, given)
+    _require_use(given, notebooks)
     places = locate_paths(values, given)
     elsewhere = {name for name, place in places.items() if name != "run" and place != project_path(values[name])}
     steps = _steps(notebooks, values | {name: str(places[name]) for name in elsewhere}, places)
     return Plan(profile, values, steps, places["run"], places["figures"], read_progress(places["run"]))
+
+
+def _require_use(given: Mapping[str, str], notebooks: list[Path]) -> None:
+    "Refuse parameters that none of these notebooks declares (ValueError)."
+    used = {name for notebook in notebooks for name in declared_parameters(notebook)}
+    unused = ", ".join(name for name in given if name not in used)
+    if unused: raise ValueError(f"{unused}: only notebooks beyond the paper have it; add --beyond")
 
 # %% ../nbs/running/reproduce.ipynb #84973822
 def _steps(notebooks: list[Path], passed: dict[str, Value], places: dict[str, Path]) -> list[Step]:
@@ -161,7 +173,7 @@ def _summary(plan: Plan, entries: Mapping[str, dict]) -> dict:
     seconds = {name: {"total": entry["seconds"], "steps": entry["steps"]} for name, entry in entries.items()}
     return {
         "profile": plan.profile,
-        "parameters": plan.values,
+        "parameters": {name: plan.values[name] for step in plan.steps for name in step.parameters},
         "versions": versions(),
         "device": last["device"],
         "processes": last["processes"],

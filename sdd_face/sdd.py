@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .cam import logit_maps
-from .maps import highlighted_share, resized, unit_range, visible_window
+from .maps import highlighted_share, resized, standardized, unit_range, visible_window
 from .model import FaceRecognizer, compared_classes, require_evaluation
-from .plot import overlay, show_images
+from .plot import add_bar, overlay, show_images
 
 # %% ../nbs/05_sdd.ipynb #aa9ac422
 @dataclass
@@ -32,15 +32,16 @@ def scaling_factor(
     target: Tensor,  # (B,): which of the S maps
     *,
     minimum: str | float = "classes",  # smallest F: "classes", their number, or a number
+    members: Tensor | None = None,  # (B, S), bool: which maps take part; None: all
 ) -> Tensor:  # (B,)
     "Compute F, which levels the target's map with the others (paper, section 3.2): from its minimum to 50."
-    count = cams.shape[1]
     strength = cams.abs().mean((2, 3))
-    own = strength.gather(1, target[:, None])[:, 0]
-    others = (strength.sum(1) - own) / max(count - 1, 1)
-    least = float(count) if minimum == "classes" else _number("minimum_scale", minimum, "'classes'")
+    part = torch.ones_like(strength) if members is None else members.to(strength)
+    count, own = part.sum(1), strength.gather(1, target[:, None])[:, 0]
+    others = ((part * strength).sum(1) - own) / (count - 1).clamp(min=1)
+    least = count if minimum == "classes" else torch.full_like(own, _number("minimum_scale", minimum, "'classes'"))
     raw = torch.where(own > 0, count * others / own, torch.where(others > 0, 50.0, least))
-    return raw.clamp(max=50.0).clamp(min=least)  # of more than 50 maps the minimum wins
+    return raw.clamp(max=50.0).maximum(least)  # of more than 50 maps the minimum wins
 
 
 def _alpha(how: str | float, divergence: Tensor, unit: Tensor) -> Tensor:
@@ -74,8 +75,9 @@ def sdd(
     size: tuple[int, int] | None = (112, 112),  # of the result; None: the CAMs' own
     alpha: str | float = "divergence",  # from the deviation of D; "fixed_point": of the map; or a number
     minimum_scale: str | float = "classes",  # smallest F: "classes", their number, or a number
-    prepare: str = "raw",  # CAMs are used "raw" (signed), after "relu", or each scaled to [0, 1] by "minmax"
+    prepare: str = "minmax",  # CAMs are each scaled to [0, 1], or used "raw" (signed), or after "relu"
     order: str = "divergence",  # what is resized: the "divergence", the "cams", or the finished "map"
+    members: Tensor | None = None,  # (B, S), bool: which maps take part, the target's always; None: all
 ) -> SDD:
     """Compute scaled directed divergence (paper, equation 3), divided by its own maximum.
 
@@ -89,9 +91,10 @@ def sdd(
     unit = cams.abs().amax((1, 2, 3))
     unit = torch.where(unit > 0, unit, 1.0)
     cams = cams / unit[:, None, None, None]
-    scale = scaling_factor(cams, index, minimum=minimum_scale)
-    weight = torch.full_like(cams[:, :, 0, 0], -1.0).scatter(1, index[:, None], scale[:, None])
-    divergence = torch.einsum("bs,bshw->bhw", weight, cams)
+    weight = torch.ones_like(cams[:, :, 0, 0]) if members is None else members.to(cams)
+    weight = weight.scatter(1, index[:, None], 1.0)
+    scale = scaling_factor(cams, index, minimum=minimum_scale, members=weight)
+    divergence = torch.einsum("bs,bshw->bhw", (-weight).scatter(1, index[:, None], scale[:, None]), cams)
     chosen = _alpha(alpha, divergence, unit)
     divergence = divergence * unit[:, None, None]
     if order == "divergence": divergence = resized(divergence, size)
@@ -115,11 +118,11 @@ def _checked(cams: Tensor, target: int | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prepared(cams: Tensor, prepare: str) -> Tensor:
-    "Use CAMs raw, without their negative part, or each scaled to [0, 1]."
+    "Scale each CAM to [0, 1], or use it raw, or without its negative part."
+    if prepare == "minmax": return unit_range(cams)
     if prepare == "raw": return cams
     if prepare == "relu": return cams.relu()
-    if prepare == "minmax": return unit_range(cams)
-    raise ValueError(f"prepare is {prepare!r}; expected 'raw', 'relu' or 'minmax'")
+    raise ValueError(f"prepare is {prepare!r}; expected 'minmax', 'raw' or 'relu'")
 
 # %% ../nbs/05_sdd.ipynb #e84a6bc3
 @dataclass
@@ -128,6 +131,7 @@ class Explanation:
     classes: Tensor  # (B, S): class indices
     probabilities: Tensor  # (B, S): of these classes, softmax over all
     cams: Tensor  # (B, S, h, w), signed; mean + bias = logit
+    members: Tensor  # (B, S), bool: whose maps SDD compares
     sdd: SDD  # of the first class against the others
     names: list[str]  # of all the classes that the model knows
 
@@ -137,8 +141,10 @@ def explain(
     model: FaceRecognizer,  # in evaluation mode; not changed
     images: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
     *,
-    top_k: int = 5,  # classes that are compared (paper: 5)
+    top_k: int = 5,  # classes that are compared, at most (paper: 5)
     target: int | Tensor | None = None,  # class to explain, one for all or (B,); None: the most probable
+    compared: str = "probable",  # with the most probable others, or with those of "overlapping" maps (section 3.2)
+    overlap: float = 0.5,  # smallest correlation of an overlapping map with the target's
     batch_size: int = 128,  # faces in one forward pass
     **options,  # of `sdd`
 ) -> Explanation:  # on the device of the images
@@ -147,10 +153,11 @@ def explain(
     batches = images.split(batch_size)
     if target is None: targets = [None] * len(batches)
     else: targets = torch.as_tensor(target).expand(len(images)).split(batch_size)
+    options |= {"top_k": top_k, "compared": compared, "overlap": overlap}
     parts = []
     for batch, wanted in zip(batches, targets):
         features = model.features(model.preprocess(batch))
-        parts.append(explain_features(model, features, model.head(features), top_k=top_k, target=wanted, **options))
+        parts.append(explain_features(model, features, model.head(features), target=wanted, **options))
     return _joined(parts, images.device)
 
 
@@ -167,15 +174,33 @@ def explain_features(
     features: Tensor,  # (B, K, h, w)
     logits: Tensor,  # (B, C), of these features
     *,
-    top_k: int = 5,  # classes that are compared (paper: 5)
+    top_k: int = 5,  # classes that are compared, at most (paper: 5)
     target: int | Tensor | None = None,  # class to explain, one for all or (B,); None: the most probable
+    compared: str = "probable",  # or "overlapping", see `explain`
+    overlap: float = 0.5,  # smallest correlation of an overlapping map with the target's
     **options,  # of `sdd`
 ) -> Explanation:  # on the device of the features
     "Explain faces whose features and logits are at hand; see `explain`. ValueError for what does not fit."
+    if compared not in ("probable", "overlapping"):
+        raise ValueError(f"compared is {compared!r}; expected 'probable' or 'overlapping'")
     classes = compared_classes(logits, target, top_k=top_k)
+    if compared == "overlapping": classes, members = _overlapping(model, features, logits, classes, overlap)
+    else: members = torch.ones_like(classes, dtype=torch.bool)
     cams, _ = logit_maps(model.head, features, classes)
-    found = sdd(cams, **{"size": model.backbone.size} | options)
-    return Explanation(classes, logits.float().softmax(1).gather(1, classes), cams, found, model.names)
+    found = sdd(cams, **{"size": model.backbone.size, "members": members} | options)
+    return Explanation(classes, logits.float().softmax(1).gather(1, classes), cams, members, found, model.names)
+
+
+def _overlapping(
+    model: FaceRecognizer, features: Tensor, logits: Tensor, probable: Tensor, least: float,
+) -> tuple[Tensor, Tensor]:  # (B, S): classes, and (B, S), bool: does its map overlap?
+    "Choose the target, and as many others whose maps correlate most with the target's."
+    everyone = compared_classes(logits, probable[:, 0], top_k=logits.shape[1])
+    maps = standardized(logit_maps(model.head, features, everyone)[0])
+    likeness = (maps * maps[:, :1]).mean((2, 3))
+    likeness[:, 0] = torch.inf
+    highest, places = likeness.topk(probable.shape[1])
+    return everyone.gather(1, places), highest >= least
 
 # %% ../nbs/05_sdd.ipynb #aa02c03c
 def plot_explanation(
@@ -184,16 +209,18 @@ def plot_explanation(
     *,
     samples: Tensor | dict[int, Tensor] | None = None,  # of each class (3, H, W), uint8 RGB, drawn above its CAM
     index: int = 0,  # which of the faces
+    colors: str = "plain",  # or "paper", see `overlay`
 ) -> Figure:
     "Draw one explanation as the paper's figures 3 and 4: samples of the classes, their CAMs, then SDD."
     classes, probabilities = explanation.classes[index].tolist(), explanation.probabilities[index].tolist()
     cams, final = explanation.cams[index], explanation.sdd.map[index]
     names = [explanation.names[c] for c in classes]
     image = images[index][:, *visible_window(images.shape[-2:], cams.shape[-2:])]  # what the network saw of it
-    labels = [f"CAM {name}\n{probability:.2%}" for name, probability in zip(names, probabilities)]
+    compared = ["" if each else "\nnot compared" for each in explanation.members[index].tolist()]
+    labels = [f"CAM {name}\n{p:.2%}{more}" for name, p, more in zip(names, probabilities, compared)]
     labels.append(f"SDD {names[0]}\nline: top 20 %")
     shares = [*highlighted_share(cams, image.shape[-2:]).tolist(), highlighted_share(final).item()]
-    below = [overlay(image, heat) for heat in (*cams, final)]
+    below = [overlay(image, heat, colors=colors) for heat in (*cams, final)]
     above = [] if samples is None else [samples[c] for c in classes] + [image]
     titles = [*names, "test face"] if above else []
     titles += [f"{label}\n{100 * share:.2g} % of the face" for label, share in zip(labels, shares)]
@@ -201,4 +228,5 @@ def plot_explanation(
     ranking = explanation.sdd.divergence[index].float().cpu()
     level = ranking.quantile(0.8).item()
     figure.axes[len(above + below) - 1].contour(ranking, levels=[level], colors="white", linewidths=0.8)
+    add_bar(figure, colors)
     return figure
