@@ -28,7 +28,7 @@ def near_device(
 # %% ../nbs/running/acceleration.ipynb #074676a9
 def compiled_features(
     model: FaceRecognizer,
-    compile: str = "auto",  # "yes", "no", or "auto": if the device gains by it
+    compile: str,  # "yes", "no", or "auto": if the device gains by it
 ) -> Callable[[Tensor], Tensor]:
     "Choose the function that makes feature maps, plain or compiled; ValueError where it cannot be."
     if compile not in ("auto", "yes", "no"): raise ValueError(f"compile is {compile!r}; expected 'auto', 'yes' or 'no'")

@@ -82,8 +82,8 @@ def _draw(axis, image: Tensor, signed: bool, bound: float | None) -> None:
     if image.ndim == 3: axis.imshow(image.permute(1, 2, 0).numpy())
     elif signed:
         bound = bound or max(float(image.abs().max()), torch.finfo(torch.float32).tiny)
-        axis.imshow(image.float().numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound)
-    else: axis.imshow(image.float().numpy(), cmap="viridis")
+        axis.imshow(image.float().numpy(), cmap=COLORS["signed"][0], vmin=-bound, vmax=bound)
+    else: axis.imshow(image.float().numpy(), cmap=COLORS["plain"][0])
 
 # %% ../nbs/running/plot.ipynb #f0e83670
 def save_figure(
