@@ -85,7 +85,7 @@ def images():
 SMALL = {
     "people": 8, "images_per_person": 12, "epochs": 1, "draws": 1, "training_faces": 40, "curve_faces": 8,
     "sanity_faces": 8, "reading_faces": 8, "families": 3, "family_images": 6, "family_tests": 1, "probes": 2,
-    "searched": 8, "searched_training": 8, "compared": 8, "general": 8, "sanity": 4, "rise_masks": 12,
+    "searched": 8, "searched_training": 8, "compared_faces": 8, "general": 8, "sanity": 4, "rise_masks": 12,
     "lime_samples": 12, "steps": 4,
 }
 
@@ -106,7 +106,7 @@ class WholeRun:
     def arguments(self) -> list[str]:
         """List what the command was given."""
         given = [text for name, value in self.parameters.items() for text in ("-p", name, str(value))]
-        return ["reproduce", *(["--run", "tiny"] if given else []), *given]
+        return ["reproduce", "--beyond", *(["--run", "tiny"] if given else []), *given]
 
     @property
     def notebooks(self) -> Path:

@@ -45,8 +45,9 @@ def test_numbered_notebook_runs(notebook: Path, whole_run: WholeRun):
     assert not [output for cell in ran for output in cell.outputs if output.output_type == "error"]
 
 
-def test_the_paper_from_an_empty_folder(whole_run: WholeRun):
-    tables = [f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md")]
+def test_everything_from_an_empty_folder(whole_run: WholeRun):
+    names = ("table1", "table2", "neighbours", "findings")
+    tables = [f"{name}.{kind}" for name in names for kind in ("csv", "md")]
     figures = [f"fig{i}.png" for i in range(1, 7)]
     figures += ["fig_readings.png", "fig_verdict.png", "fig_methods.jpg", "fig_twins.jpg"]
     beyond = ["leaderboard.csv", "leaderboard.md", "rivals.csv", "table_twins.csv", "table_twins.md"]

@@ -313,6 +313,19 @@ def test_profiles_set_known_parameters(profile: str):
     choose_values(known, read_profile(ROOT / "nbs", profile))
 
 
+def test_the_paper_alone_unless_asked_for_more(tmp_path: Path, monkeypatch):
+    from sdd_face import reproduce
+    monkeypatch.chdir(tmp_path)
+    numbers = {
+        what: [step.notebook.stem[:2] for step in reproduce.plan_run(folder=ROOT / "nbs", **asked).steps]
+        for what, asked in {"paper": {}, "flag": {"beyond": True}, "profile": {"profile": "beyond"}}.items()}
+    assert numbers["paper"] == [f"{number:02}" for number in range(7)]
+    assert numbers["flag"] == numbers["profile"] == [f"{number:02}" for number in range(17)]
+    with pytest.raises(ValueError, match="families: only notebooks beyond the paper have it; add --beyond"):
+        reproduce.plan_run(folder=ROOT / "nbs", parameters={"families": "3"})
+    reproduce.plan_run(folder=ROOT / "nbs", parameters={"families": "3"}, beyond=True)
+
+
 def test_quick_is_what_run_all_does():
     known = known_parameters(numbered_notebooks(ROOT / "nbs"))
     assert choose_values(known, read_profile(ROOT / "nbs", "quick")) == known

@@ -22,9 +22,18 @@ from safetensors.torch import load_file
 from sdd_face import runs
 from sdd_face.checkpoints import read_record
 from sdd_face.data import load_faces
-from sdd_face.finetune import Recipe
+from sdd_face.finetune import Recipe, accuracy
 from sdd_face.model import load_recognizer, predict
-from sdd_face.runs import QUICK, Settings, make_run, open_or_make, open_run, run_settings, write_metrics
+from sdd_face.runs import (
+    QUICK,
+    Settings,
+    make_run,
+    open_or_make,
+    open_or_packaged,
+    open_run,
+    run_settings,
+    write_metrics,
+)
 
 ONE_EPOCH = replace(QUICK, epochs=1, layers="head", augmentation="none")
 SMALL = Settings(people=3, images_per_person=12, recipe=ONE_EPOCH)
@@ -161,10 +170,19 @@ def test_the_missing_default_run_is_made(monkeypatch):
 
 # What it was made from
 
+def test_where_there_is_no_run_the_packaged_network_explains_people_that_it_knows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ready = open_or_packaged(device="cpu")
+    assert not list(tmp_path.iterdir()) and ready.settings.recipe.epochs == 0
+    assert len(ready.test) >= 40 and ready.test.names == ready.model.names[: len(ready.test.names)]
+    assert accuracy(ready.model, ready.test) > 0.9
+    with pytest.raises(FileNotFoundError, match="runs/mine: no such run"): open_or_packaged("mine")
+
+
 def test_settings_are_kept_as_they_were():
     settings = Settings(
-        data="faces", people=3, images_per_person=5, arch="ir_50", weights="OWNER/NAME@main", color="bgr", head="own",
-        classifier="cosine", seed=7,
+        data="faces", people=3, images_per_person=5, relatives=2, differing=3, arch="ir_50",
+        weights="OWNER/NAME@main", color="bgr", head="own", classifier="cosine", seed=7,
         recipe=Recipe(
             epochs=3, learning_rate=1e-4, step_size=2, gamma=0.3, batch_size=8, layers="head", augmentation="none"))
     assert all(getattr(settings, name) != value for name, value in vars(Settings()).items())
@@ -262,7 +280,7 @@ def test_a_model_is_made_once_and_not_written_over(tmp_path):
 KILLED = Settings(
     people=3, images_per_person=16, recipe=Recipe(epochs=4, learning_rate=0.002, step_size=2, batch_size=16))
 RUN = f"""
-from sdd_face.finetune import Recipe
+from sdd_face.finetune import Recipe, accuracy
 from sdd_face.runs import Settings, make_run
 make_run("killed", {KILLED!r}, device="cpu")
 """
