@@ -112,7 +112,7 @@ def load_faces(
     source: str | os.PathLike = "synthetic",  # or a folder of PERSON/IMAGE or actors/PERSON/IMAGE
     *,
     people: int = 40,  # drawn people
-    images_per_person: int = 36,  # drawn images of each
+    images_per_person: int = 32,  # drawn images of each
     relatives: int = 4,  # drawn people in a family; 1: strangers
     differing: int = 4,  # parts in which relatives differ, of 10
     seed: int = 0,  # of the drawing

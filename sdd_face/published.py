@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'METRICS', 'LABELS', 'COLUMNS', 'FINDINGS', 'ACCURACY', 'paper_rows', 'paper_markdown', 'finding_rows',
-           'findings_markdown', 'in_a_sentence']
+           'findings_markdown', 'in_a_sentence', 'beside_others']
 
 # %% ../nbs/measuring/published.ipynb #5bdc9bc4
 from torch import Tensor
@@ -126,3 +126,20 @@ def in_a_sentence(
     same = sum(row["verdict"] == "same" for row in judged)
     rest = [f"{FINDINGS[row['measure']][0]}: {row['verdict']}" for row in judged if row["verdict"] != "same"]
     return f"{same} of {len(judged)} findings of the paper are the same{': ' if rest else ''}{'; '.join(rest)}."
+
+# %% ../nbs/measuring/published.ipynb #1b256421
+def beside_others(
+    rows: list[dict],  # of `Measured.against`, of `Evaluation.measured`, or of their file
+    name: str,  # of the map that is judged
+) -> str:
+    "Say in which measures a map is better or worse than each of the others it was compared with."
+    mine, sentences = [row for row in rows if row["map"] == name], []
+    for reference in dict.fromkeys(row["reference"] for row in mine):
+        found = {"better": [], "worse": [], "level": []}
+        for row in (row for row in mine if row["reference"] == reference):
+            sign = 1 if row["measure"].startswith("deletion") else -1
+            low, high = sorted(sign * float(row[end]) for end in ("ci_low", "ci_high"))
+            found["better" if low > 0 else "worse" if high < 0 else "level"].append(row["measure"].replace("_", " "))
+        said = [f"{word} in {', '.join(measures)}" for word, measures in found.items() if measures]
+        sentences.append(f"{name} against {reference}: {'; '.join(said)}.")
+    return " ".join(sentences)

@@ -34,7 +34,7 @@ class Settings:
     "What a run is made from."
     data: str = "synthetic"  # "synthetic", or a folder with one folder for each person
     people: int = 40  # drawn people, when data is "synthetic"
-    images_per_person: int = 36  # drawn images of each
+    images_per_person: int = 32  # drawn images of each
     relatives: int = 4  # drawn people in a family; 1: strangers
     differing: int = 4  # parts in which relatives differ, of 10
     arch: str = "ir_tiny"  # a key of ARCHITECTURES

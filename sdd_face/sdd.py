@@ -214,7 +214,7 @@ def plot_explanation(
     "Draw one explanation as the paper's figures 3 and 4: samples of the classes, their CAMs, then SDD."
     classes, probabilities = explanation.classes[index].tolist(), explanation.probabilities[index].tolist()
     cams, final = explanation.cams[index], explanation.sdd.map[index]
-    names = [explanation.names[c] for c in classes]
+    names = [explanation.names[c].replace("_", " ") for c in classes]
     image = images[index][:, *visible_window(images.shape[-2:], cams.shape[-2:])]  # what the network saw of it
     compared = ["" if each else "\nnot compared" for each in explanation.members[index].tolist()]
     labels = [f"CAM {name}\n{p:.2%}{more}" for name, p, more in zip(names, probabilities, compared)]

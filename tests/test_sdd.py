@@ -42,7 +42,8 @@ def cams_of_kind(kind: str, classes: int, dtype: torch.dtype) -> torch.Tensor:
 def test_any_finite_cams_give_a_finite_map_and_alpha_keeps_the_order(dtype, kind, classes, scale):
     cams = cams_of_kind(kind, classes, dtype) * scale
     several = [{}, {"alpha": "fixed_point"}, {"prepare": "relu"}, {"prepare": "raw"}, {"order": "cams"}]
-    for options in [*several, {"order": "map"}, {"members": torch.rand(3, classes) < 0.5}, {"minimum_scale": 1.0}, {"alpha": "0.3"}]:
+    several += [{"order": "map"}, {"members": torch.rand(3, classes) < 0.5}, {"minimum_scale": 1.0}, {"alpha": "0.3"}]
+    for options in several:
         result = sdd(cams, **options)
         for value in vars(result).values(): assert value.isfinite().all(), options
         assert result.map.min() >= 0 and result.map.max() <= 1 and result.map.shape == (3, 112, 112)
