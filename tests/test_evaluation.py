@@ -165,7 +165,7 @@ def test_any_map_is_measured_as_sdd_is(model, faces):
     result = evaluate(model, faces, maps, masking=Masking(draws=2), batch_size=4)
     assert result.maps == [*maps, "random"] and result.passes == 1 + 2 * (1 + 1 + 2 + 1 + 1 + 2)
     default = evaluate(model, faces, masking=Masking(draws=2), batch_size=4)
-    alone = evaluate(model, faces, {"small": small}, masking=Masking(draws=0))
+    alone = evaluate(model, faces, {"small": small}, masking=Masking(draws=0), batch_size=4)
     for scheme in SCHEMES:
         found = {name: after for (kind, name), after in result.masked_confidence.items() if kind == scheme}
         for name in ("sdd", "random"):

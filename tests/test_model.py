@@ -245,7 +245,7 @@ def test_the_packaged_network_is_small_and_knows_people_it_has_not_seen_like_thi
     path = files("sdd_face") / "weights" / "ir_tiny.safetensors"
     assert path.stat().st_size <= 2_000_000
     crowd = read_record(path)["people"]
-    some = {trait: value[::3] for trait, value in make_people(crowd["count"], seed=crowd["seed"]).items()}
+    some = {trait: value[::3] for trait, value in make_people(**crowd).items()}
     drawn = draw_faces(some, images=1, seed=12345)
     right = predict(load_recognizer(), drawn.images).argmax(1) == 3 * drawn.people
     assert right.float().mean() > 0.8
