@@ -171,7 +171,7 @@ def test_any_map_is_measured_as_sdd_is(model, faces):
         for name in ("sdd", "random"):
             torch.testing.assert_close(found[name], default.masked_confidence[scheme, name], **CLOSE)
         torch.testing.assert_close(found["given"], found["sdd"], **CLOSE)
-        torch.testing.assert_close(found["twice"][:, :1], found["sdd"], **CLOSE)
+        torch.testing.assert_close(found["twice"][:, :1], found["sdd"], rtol=0, atol=1e-3)  # ties are drawn otherwise
         torch.testing.assert_close(result.drop(scheme, "small"), alone.drop(scheme, "small"), **CLOSE)
     assert alone.maps == ["small"]
 
