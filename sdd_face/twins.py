@@ -41,7 +41,7 @@ def make_families(
 ) -> dict[str, Tensor]:  # trait -> ((1 + parts) * count,): the people, then their twins in the first part, ...
     "Invent people, and for each a twin in every part."
     if not parts: raise ValueError(f"no parts; expected some of {', '.join(TWIN_PARTS)}")
-    people = make_people(count, seed=seed + 1000)  # nobody whom another notebook knows
+    people = make_people(count, seed=seed + 2000)  # nobody whom another notebook knows
     members = [people] + [twin(people, part, seed=seed + number) for number, part in enumerate(parts)]
     return {trait: torch.cat([member[trait] for member in members]) for trait in people}
 
