@@ -1,10 +1,12 @@
 """README.md is what nbs/index.ipynb gives, and its five lines of Python work."""
+import csv
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,3 +45,13 @@ def test_pictures_and_links_lead_somewhere():
     targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
     missing = [target for target in targets if not (ROOT / target).exists()]
     assert targets and not missing
+
+
+@pytest.mark.parametrize("folder", ["figures", "figures/large", "figures/facescrub12"])
+def test_what_it_says_comes_out_does_come_out(folder: str):
+    """The findings of the paper are the same on the default run's faces, on more of them, and on photographs."""
+    with open(ROOT / folder / "findings.csv", newline="") as file: rows = list(csv.DictReader(file))
+    judged = {row["measure"]: row["verdict"] for row in rows if row["verdict"]}
+    assert len(judged) == 5 and set(judged.values()) == {"same"}, judged
+    assert any(95 <= float(row["value"]) for row in rows if row["measure"] == "accuracy")
+    if folder != "figures": assert {path.suffix for path in (ROOT / folder).iterdir()} == {".csv"}  # numbers alone
