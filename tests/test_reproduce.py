@@ -177,6 +177,12 @@ def test_a_kernel_that_dies_is_reported(project: Project):
     assert result.returncode == 1 and "its kernel died" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_kernel_that_cannot_start_is_told_in_a_few_lines(project: Project, monkeypatch):
+    monkeypatch.setattr("sdd_face.execute.get_kernel_dict", lambda _: {"argv": ["false"], "language": "python"})
+    result = project.call("reproduce")
+    assert result.returncode == 1 and "did not start" in result.stderr and len(result.stderr.splitlines()) < 8
+
+
 def test_killed_run_continues(project: Project):
     project.write("01_draw", "## Figure 1", KERNEL + "time.sleep(600 if not Path('mended').exists() else 0)", DRAW)
     runner = project.start("reproduce")
@@ -222,7 +228,11 @@ def test_kernel_is_this_python_whatever_jupyter_knows(project: Project, tmp_path
     (other / "kernel.json").write_text(json.dumps(kernel))
     (project.folder / "torch.py").write_text("raise ImportError('the wrong torch')")
     project.write("01_draw", "import sys, torch; print(sys.executable)")
-    environment = {**os.environ, "JUPYTER_PATH": str(tmp_path / "jupyter"), "PATH": "/usr/bin:/bin"}
+    profile = tmp_path / "ipython" / "profile_default" / "startup"
+    profile.mkdir(parents=True)
+    (profile / "00.py").write_text("raise SystemExit('not my settings')")
+    places = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "IPYTHONDIR": str(tmp_path / "ipython")}
+    environment = os.environ | places | {"PATH": "/usr/bin:/bin"}
     environment.pop("VIRTUAL_ENV", None)
     result = project.run("reproduce", env=environment)
     assert result.returncode == 0, result.stderr
