@@ -39,7 +39,9 @@ setup(
         "sdd_face.nbs": ["[0-9]*.ipynb", "beyond/[0-9]*.ipynb", "profiles/*.yaml"],  # what a run needs
     },
     install_requires=settings["requirements"].split(),
-    extras_require={**extras, "dev": sum(extras.values(), []) + settings["dev_requirements"].split()},
+    extras_require={
+        **extras, "dev": sum(extras.values(), []) + settings["dev_requirements"].split(),
+        "bench": settings["bench_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     cmdclass={"sdist": SourceArchive},
     zip_safe=False,

@@ -41,6 +41,7 @@
   crops           a folder of photographs becomes a folder of faces
   augmentation    faces changed as AdaFace changes them while it trains
 
+  classes         which people an image is explained with
   maps            arithmetic on maps
   masks           which pixels a map chooses, and what covers them
   gradients       methods that send a gradient back
@@ -57,6 +58,7 @@
 
   files           where a run keeps its things; whole files or none
   distributed     one run in several processes
+  passes          how faces go through a network: in which numbers, how many at once
   acceleration    what makes training faster on a device that can
   runs            a run by its name: open it, or make it
   parameters      what may be asked of the notebooks

@@ -9,6 +9,8 @@ __all__ = ['class_activation_maps', 'logit_maps']
 import torch
 from torch import Tensor, nn
 
+from .passes import passes_in
+
 # %% ../nbs/04_cam.ipynb #df7fe9c6
 def class_activation_maps(
     features: Tensor,  # (B, K, h, w), the input of the head
@@ -26,7 +28,8 @@ def class_activation_maps(
     dtype = torch.promote_types(torch.promote_types(features.dtype, weights.dtype), torch.float32)
     features, weights = features.to(dtype), weights.to(dtype)
     weights = weights.expand(len(features), *weights.shape[-2 - len(places) :])
-    return torch.einsum("bkyx,bskyx->bsyx" if places else "bkyx,bsk->bsyx", features, weights)
+    sums = "bkyx,bskyx->bsyx" if places else "bkyx,bsk->bsyx"
+    with passes_in("float32", features.device): return torch.einsum(sums, features, weights)
 
 # %% ../nbs/04_cam.ipynb #83fc9696
 def logit_maps(
@@ -35,6 +38,7 @@ def logit_maps(
     classes: Tensor,  # (S,), or (B, S) of each image
 ) -> tuple[Tensor, Tensor]:  # (B, S, h, w): maps; (B, S): constants
     "Compute the class activation maps of some logits under any linear head: mean over positions + constant = logit."
-    weights, bias = head.spatial_weights(classes)
-    lengths = head.lengths(features)[:, None]
-    return class_activation_maps(features, weights) / lengths[..., None, None], bias / lengths
+    with passes_in("float32", features.device):
+        weights, bias = head.spatial_weights(classes)
+        lengths = head.lengths(features)[:, None]
+        return class_activation_maps(features, weights) / lengths[..., None, None], bias / lengths

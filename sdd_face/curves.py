@@ -18,8 +18,9 @@ from .data import Faces
 from .distributed import all_gather, shard
 from .intervals import bootstrap
 from .maps import pixel_ranks, read_maps, resized
-from .masks import fill_for, pass_size
+from .masks import fill_for
 from .model import FaceRecognizer, require_evaluation
+from .passes import pass_size
 from .tables import Measured
 
 # %% ../nbs/beyond/11_curves.ipynb #6349bac8
@@ -32,7 +33,7 @@ class Stepping:
     schemes: tuple[str, ...] = CURVE_SCHEMES  # "deletion": the top is covered; "insertion": nothing else is shown
     steps: int = 20  # of equal share, to the nearest pixel
     seed: int = 0  # of the order among equal pixels; the i-th image takes seed + i
-    batch_size: int = 128  # images in one call, at most; 32 on the CPU
+    batch_size: int = 128  # images in one call, at most; 16 on the CPU
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):

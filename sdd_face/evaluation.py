@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from .data import Faces
 from .distributed import all_gather, is_main, rank, shard, world_size
 from .maps import read_maps
-from .masks import fill_for, pass_size, random_masks, same_size_masks, top_mask, uniform_numbers
+from .masks import fill_for, random_masks, same_size_masks, top_mask, uniform_numbers
 from .model import FaceRecognizer, require_evaluation
+from .passes import choose_precision, pass_size
 from .plot import overlay, show_images
 from .sdd import explain_features
 from .tables import Measured
@@ -91,7 +92,7 @@ def evaluate(
     maps: dict[str, Tensor | None] | None = None,  # name -> see `read_maps`, or None: SDD's own; None: {"sdd": None}
     *,
     masking: Masking = Masking(),
-    batch_size: int = 64,  # faces explained at once, and masked faces in one forward pass (32 at most on the CPU)
+    batch_size: int = 64,  # faces explained at once, and masked faces in one forward pass (16 at most on the CPU)
     **options,  # of `explain`, for SDD's own maps: top_k, target, alpha, ...
 ) -> Evaluation:
     """Measure deletion and retention (paper, section 5) of any maps, by default SDD's, from one original forward pass.
@@ -122,7 +123,8 @@ def _batches(places: tuple[Tensor, ...], masking: Masking, size: tuple[int, int]
 
 def _settings(model: FaceRecognizer, masking: Masking, options: dict) -> dict:
     "Say how it was measured."
-    settings = {name: model.record[name] for name in ("head", "classifier")} | asdict(masking)
+    used = {"precision": choose_precision(model.precision, model.device)}
+    settings = {name: model.record[name] for name in ("head", "classifier")} | used | asdict(masking)
     if not masking.draws: settings = {name: each for name, each in settings.items() if name not in ("random", "draws")}
     return settings | options
 
@@ -149,7 +151,7 @@ def _measure(
     "Explain the faces of one batch, cover them in every way, and list what the network says."
     images = model.crop(images[place].to(model.device))
     x = model.preprocess(images)
-    features = model.features(x)
+    features = torch.cat([model.features(some) for some in x.split(pass_size(batch_size, x.device))])
     logits = model.head(features)
     masks = {}
     for name, heat in maps.items():

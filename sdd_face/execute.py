@@ -22,7 +22,6 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
-from traitlets import default
 
 from .distributed import is_main, kernel_environment
 from .parameters import Value
@@ -36,11 +35,10 @@ class SameInterpreter(AsyncKernelManager):
     environment = {}  # variables that a kernel gets besides those of this process
     folder = ""  # where its sockets go
 
-    @default("connection_file")
-    def _connection(self) -> str: return os.path.join(self.folder, "kernel.json")
-
-    @default("transport")
-    def _sockets(self) -> str: return "ipc" if os.name == "posix" and len(self.folder) < LONGEST_SOCKET else "tcp"
+    def __init__(self, **options):
+        sockets = os.name == "posix" and len(self.folder) < LONGEST_SOCKET
+        file = os.path.join(self.folder, "kernel.json")
+        super().__init__(connection_file=file, transport="ipc" if sockets else "tcp", **options)
 
     @property
     def kernel_spec(self) -> KernelSpec:

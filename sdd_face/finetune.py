@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .acceleration import compiled_features, mixed_precision, near_device
+from .acceleration import compiled_features, near_device
 from .augmentation import CHANCES, augment
 from .batch_norm import shared_batch_norms
 from .data import Faces
 from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
+from .passes import passes_in
 
 # %% ../nbs/03_finetune.ipynb #2ee82174
 def accuracy(
@@ -100,7 +101,7 @@ def start_training(
 @torch.inference_mode()
 def _embeddings(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, E)
     "Compute the embeddings of all faces: all that a classifier sees of them."
-    def features(batch: Tensor) -> Tensor: return model.features(model.preprocess(batch)).float()
+    def features(batch: Tensor) -> Tensor: return model.features(model.preprocess(batch))
 
     batches = images.split(128)
     return torch.cat(all_gather(lambda: [model.head.embedding(features(each)).cpu() for each in shard(batches)]))
@@ -169,11 +170,11 @@ def _logits(t: Training, index: Tensor) -> Tensor:
     some = index if len(index) else torch.zeros(1, dtype=torch.long)
     images = t.images[some.to(t.images.device, non_blocking=True)].to(t.model.device, non_blocking=True)
     if t.recipe.augmentation != "none": images = augment(images, t.chance[some])
-    with mixed_precision(t.model.device):
-        if t.recipe.layers == "head": return t.model.head.classifier(images[: len(index)])
-        full = len(index) == len(shard(range(t.recipe.batch_size)))  # the last batch is not worth a compilation
-        features = t.features if full else t.model.features
-        return t.model.head(features(t.model.preprocess(images)[: len(index)]))
+    if t.recipe.layers == "head": return t.model.head.classifier(images[: len(index)])
+    full = len(index) == len(shard(range(t.recipe.batch_size)))  # the last batch is not worth a compilation
+    x, features = t.model.preprocess(images)[: len(index)], t.features if full else t.model.backbone.features
+    with passes_in(t.model.precision, x.device): found = features(x)
+    return t.model.head(found.to(x.dtype))
 
 
 @contextmanager
@@ -196,7 +197,7 @@ def run_epoch(
     if not math.isfinite(loss):
         advice = f"try a lower learning_rate than {t.recipe.learning_rate}"
         raise FloatingPointError(f"the loss is {loss} in epoch {number}; {advice}")
-    with mixed_precision(t.model.device): seen = _accuracy(t, val) if len(val) else math.nan
+    seen = _accuracy(t, val) if len(val) else math.nan
     row = {"epoch": number, "learning_rate": rate, "loss": loss, "train_accuracy": right, "val_accuracy": seen}
     t.history.append(row | {"images_per_second": pace, "seconds": time.perf_counter() - start})
     progress.set_postfix(loss=f"{loss:.3f}", val=f"{seen:.1%}")

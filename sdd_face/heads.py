@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, linear, normalize
 
+from .passes import passes_in
+
 # %% ../nbs/networks/heads.ipynb #a3633e5b
 def _pull_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, v: Tensor) -> tuple[Tensor, Tensor]:
     "Take weights back through a batch norm with fixed statistics."
@@ -104,7 +106,8 @@ class PoolHead(nn.Module):
         "Compute what the classifier sees of the feature maps: (B, K), their means."
         return features.mean(dim=(2, 3))
 
-    def forward(self, features: Tensor) -> Tensor: return self.classifier(self.embedding(features))
+    def forward(self, features: Tensor) -> Tensor:
+        with passes_in("float32", features.device): return self.classifier(self.embedding(features))
 
     def spatial_weights(
         self,

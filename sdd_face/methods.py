@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .cam import logit_maps
+from .classes import compared_classes, known_classes
 from .families import BATCH_SIZES, FAMILIES, compute_options
 from sdd_face.gradients import (
     class_gradient,
@@ -27,7 +28,8 @@ from sdd_face.gradients import (
 )
 from .lime import lime
 from .maps import resized
-from .model import FaceRecognizer, compared_classes, known_classes, require_evaluation
+from .model import FaceRecognizer, require_evaluation
+from .passes import pass_size
 from .perturbation import occlusion, rise, score_cam
 from .sdd import sdd
 
@@ -181,7 +183,7 @@ def attribute(
     *,
     target: int | Tensor | None = None,  # class to explain: one for all, (B,), or (B, S); None: the most probable
     method: str = "sdd",  # a key of METHODS
-    batch_size: int | None = None,  # images in memory; None: BATCH_SIZES
+    batch_size: int | None = None,  # images in memory; None: BATCH_SIZES, or 16 on the CPU
     **options,  # see `method_options`
 ) -> Tensor:  # (B, H, W) or (B, S, H, W), float32, on the device of the images; higher is more important
     """Explain faces by any method, with maps as large as what the network sees. Several classes of a face share passes.
@@ -193,7 +195,7 @@ def attribute(
         raise ValueError(f"{method} has no option {unknown[0]!r}; it takes {', '.join(['batch_size', *known])}")
     how = METHODS[method]
     _check_model(model, method)
-    if batch_size is None: batch_size = BATCH_SIZES[how.family]
+    if batch_size is None: batch_size = pass_size(BATCH_SIZES[how.family], model.device)
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     if not len(images): model.preprocess(images)  # says that there are none
     if target is not None: target = known_classes(target, len(images), len(model.names), "target").to(model.device)

@@ -60,11 +60,15 @@ class EmbeddingNetwork(nn.Module):
         "Compute the last feature maps (B, K, h, w) of preprocessed faces (B, 3, H, W)."
         return self.body(self.input_layer(x))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        "Compute the unit embedding (B, E) and its norm before (B, 1)."
-        embedding = self.output_layer(self.features(x))
+    def unit_embedding(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        "Turn feature maps into the unit embedding (B, E) and its norm before (B, 1)."
+        embedding = self.output_layer(features)
         norm = embedding.norm(dim=1, keepdim=True)
         return embedding / norm, norm
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        "Compute the unit embedding (B, E) of preprocessed faces, and its norm before (B, 1)."
+        return self.unit_embedding(self.features(x))
 
 # %% ../nbs/networks/networks.ipynb #0201729d
 class IRResNet(EmbeddingNetwork):

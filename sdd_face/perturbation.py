@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .classes import known_classes
 from .distributed import is_main
 from .maps import resized, unit_range
-from .masks import fill_for, pass_size, window_masks
-from .model import FaceRecognizer, known_classes, require_evaluation
+from .masks import fill_for, window_masks
+from .model import FaceRecognizer, require_evaluation
+from .passes import pass_size
 
 # %% ../nbs/measuring/perturbation.ipynb #3eff517e
 SCORES = ("probability", "logit", "log_odds")
@@ -27,7 +29,7 @@ class Probe:
     "How a network is asked about masked faces. ValueError for an unknown score, or a batch of nothing."
     fill: str = "black"  # what is seen where a mask is 0: one of FILLS
     score: str = "log_odds"  # one of SCORES; "log_odds": the logit minus the logsumexp of the others
-    batch_size: int = 256  # masked images in memory at a time, at most; 32 on the CPU
+    batch_size: int = 256  # masked images in memory at a time, at most; 16 on the CPU
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:

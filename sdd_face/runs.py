@@ -23,6 +23,7 @@ from .distributed import barrier, broadcast, is_main, keeps_file, main_first
 from .files import PACKAGED, atomic_path, project_path
 from .finetune import Recipe, accuracy, differences, finetune
 from .model import FaceRecognizer, best_device, load_recognizer, save_recognizer
+from .passes import choose_precision
 from .speed import throughput
 
 # %% ../nbs/running/runs.ipynb #fc020bc2
@@ -44,6 +45,7 @@ class Settings:
     classifier: str = "linear"  # "linear" or "cosine"
     seed: int = 0  # of the drawing, the split, the new head and the order of the images
     recipe: Recipe = QUICK
+    precision: str = "auto"  # of passes through the network: "float32", "bfloat16", or what the device is fastest with
 
     def load_faces(self, *, device: str = "auto") -> Faces:
         "Load, or draw, the faces."
@@ -53,13 +55,14 @@ class Settings:
 
     def load_network(self) -> FaceRecognizer:
         "Load the network that the run starts from, as it was published."
-        with main_first(): return load_recognizer(self.weights, arch=self.arch, color=self.color)
+        with main_first(): return load_recognizer(
+            self.weights, arch=self.arch, color=self.color, precision=self.precision)
 
     def start_model(self, names: list[str], *, head: str = "", classifier: str = "") -> FaceRecognizer:
         "Put a new classifier of these people on the network that the run starts from, under its own or another head."
         kinds = {"head": head or self.head, "classifier": classifier or self.classifier}
-        with main_first():
-            return load_recognizer(self.weights, names, arch=self.arch, color=self.color, seed=self.seed, **kinds)
+        kinds |= {"arch": self.arch, "color": self.color, "precision": self.precision}
+        with main_first(): return load_recognizer(self.weights, names, seed=self.seed, **kinds)
 
 # %% ../nbs/running/runs.ipynb #8302e66a
 @dataclass
@@ -79,12 +82,13 @@ def open_or_make(
     make: Callable[[], FaceRecognizer],  # called if the file is missing
     *,
     color: str = "",  # "rgb" or "bgr", if somebody said which
+    precision: str = "float32",  # of passes through the opened one
 ) -> FaceRecognizer:  # in evaluation mode
     "Open the model that was made from this, or make and keep it. ValueError if the file was made from something else."
     made_from = json.loads(json.dumps(made_from))
     if broadcast(file.exists()):
         kept = read_record(file).get("made_from", {})
-        if kept == made_from: return load_recognizer(file, color=color)
+        if kept == made_from: return load_recognizer(file, color=color, precision=precision)
         name = os.path.relpath(file, project_path("."))
         raise ValueError(
             f"{name} was made from something else ({differences(kept, made_from)}); "
@@ -114,7 +118,8 @@ def make_run(
         model = settings.start_model(faces.names)
         return finetune(model, train, val, recipe=settings.recipe, folder=folder, **options)
 
-    model = open_or_make(file, made_from, train_model, color=settings.color).to(best_device(device))
+    opened = {"color": settings.color, "precision": settings.precision}
+    model = open_or_make(file, made_from, train_model, **opened).to(best_device(device))
     run = Run(model, train, val, test, folder, settings)
     with atomic_path(folder / "settings.json") as temporary:
         temporary.write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
@@ -179,7 +184,9 @@ def _pace(run: Run) -> dict[str, float]:
     speed = throughput(run.model, median(float(row["images_per_second"]) for row in rows), passes=3)
     whole = run.settings.recipe.layers == "all"
     counted = ["images_per_second", "tflop_per_second"] if whole else ["images_per_second"]
-    return {"seconds": round(sum(float(row["seconds"]) for row in rows), 2)} | {name: speed[name] for name in counted}
+    took = {"seconds": round(sum(float(row["seconds"]) for row in rows), 2)}
+    used = choose_precision(run.settings.precision, run.model.device)
+    return took | {"precision": used} | {name: speed[name] for name in counted}
 
 
 def write_metrics(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .data import Faces
 from .maps import rank_correlation
-from .model import FaceRecognizer, load_recognizer, require_evaluation
+from .model import FaceRecognizer, load_recognizer, predict, require_evaluation
 from .tables import Measured
 
 # %% ../nbs/beyond/12_sanity.ipynb #20d161b5
@@ -62,10 +62,12 @@ def randomized(
 
 @torch.no_grad()
 def _measure_statistics(model: FaceRecognizer, layers: list[nn.Module], images: Tensor) -> None:
-    "Let some batch norms take mean and variance from these faces."
+    "Let some batch norms take mean and variance from these faces, as the mean over batches."
     momenta = [layer.momentum for layer in layers]
-    for layer in layers: layer.train().momentum = 1.0
-    model(model.preprocess(images))
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.train().momentum = None
+    for batch in images.split(128): model(model.preprocess(batch))
     for layer, momentum in zip(layers, momenta): layer.eval().momentum = momentum
 
 # %% ../nbs/beyond/12_sanity.ipynb #7782c9e8
@@ -83,7 +85,7 @@ def cascade(
 ) -> Measured:  # (stage, name): rank correlation with the trained network's map, mean over the draws; "trained": 1
     "Compare the maps of a trained network with those of ever more random ones (Adebayo et al. 2018)."
     images = faces.images
-    with torch.no_grad(): classes = model(model.preprocess(images)).argmax(1)
+    classes = predict(model, images).argmax(1).to(model.device)
     trained = {name: make(model, images, classes) for name, make in functions.items()}
     one, none = (torch.full((len(images),), value, dtype=torch.float64) for value in (1, 0))
     found = {("trained", name): one for name in functions}
@@ -127,7 +129,7 @@ def other_classes(
     if len(model.names) < 2:
         raise ValueError(f"the model knows {len(model.names)} person; expected another class to explain")
     images = faces.images
-    order = model(model.preprocess(images)).argsort(1, descending=True)
+    order = predict(model, images).argsort(1, descending=True).to(model.device)
     place = torch.randint(1, order.shape[1], (len(order), 1), generator=torch.Generator().manual_seed(seed))
     others = {"second class": order[:, 1], "random class": order.gather(1, place.to(order.device))[:, 0]}
     maps = {name: make(model, images, order[:, 0]) for name, make in functions.items()}

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .cam import logit_maps
+from .classes import compared_classes
 from .maps import highlighted_share, resized, standardized, unit_range, visible_window
-from .model import FaceRecognizer, compared_classes, require_evaluation
+from .model import FaceRecognizer, require_evaluation
+from .passes import pass_size
 from .plot import add_bar, overlay, show_images
 
 # %% ../nbs/05_sdd.ipynb #aa9ac422
@@ -94,7 +96,8 @@ def sdd(
     weight = torch.ones_like(cams[:, :, 0, 0]) if members is None else members.to(cams)
     weight = weight.scatter(1, index[:, None], 1.0)
     scale = scaling_factor(cams, index, minimum=minimum_scale, members=weight)
-    divergence = torch.einsum("bs,bshw->bhw", (-weight).scatter(1, index[:, None], scale[:, None]), cams)
+    signed = (-weight).scatter(1, index[:, None], scale[:, None])
+    divergence = (signed[:, :, None, None] * cams).sum(1)
     chosen = _alpha(alpha, divergence, unit)
     divergence = divergence * unit[:, None, None]
     if order == "divergence": divergence = resized(divergence, size)
@@ -145,14 +148,15 @@ def explain(
     target: int | Tensor | None = None,  # class to explain, one for all or (B,); None: the most probable
     compared: str = "probable",  # with the most probable others, or with those of "overlapping" maps (section 3.2)
     overlap: float = 0.5,  # smallest correlation of an overlapping map with the target's
-    batch_size: int = 128,  # faces in one forward pass
+    batch_size: int = 128,  # faces in one forward pass, at most; 16 on the CPU
     **options,  # of `sdd`
 ) -> Explanation:  # on the device of the images
     "Explain faces from one forward pass (paper, section 4.2). ValueError for what does not fit."
     require_evaluation(model)
-    batches = images.split(batch_size)
+    size = pass_size(batch_size, model.device)
+    batches = images.split(size)
     if target is None: targets = [None] * len(batches)
-    else: targets = torch.as_tensor(target).expand(len(images)).split(batch_size)
+    else: targets = torch.as_tensor(target).expand(len(images)).split(size)
     options |= {"top_k": top_k, "compared": compared, "overlap": overlap}
     parts = []
     for batch, wanted in zip(batches, targets):

@@ -108,8 +108,16 @@ def best_of_proposals(
     batch_size: int = 32,  # masked images at a time
 ) -> Tensor:  # (B, h, w), mean 0 and deviation 1
     "Vary maps, and keep what best separates showing its top from covering it. ValueError for what does not fit."
-    best, count, probe = standardized(maps), proposals.count, Probe(fill=fill, batch_size=batch_size)
-    score = torch.full((len(maps), 1), -torch.inf, device=maps.device)
+    probe = Probe(fill=fill, batch_size=batch_size)
+    faces = zip(images.split(batch_size), target.split(batch_size), standardized(maps).split(batch_size))
+    return torch.cat([_best_of_some(model, *some, proposals, probe) for some in faces])
+
+
+def _best_of_some(
+    model: FaceRecognizer, images: Tensor, target: Tensor, best: Tensor, proposals: Proposals, probe: Probe,
+) -> Tensor:
+    "Vary the maps of so many faces as are held at once."
+    count, score = proposals.count, torch.full((len(best), 1), -torch.inf, device=best.device)
     for i in range(proposals.rounds):
         variations = smooth_variations(count, best.shape[1:], seed=proposals.seed + i).to(best)
         varied = best[:, None] + proposals.step * 0.8**i * variations
@@ -121,7 +129,7 @@ def best_of_proposals(
         all_maps = torch.cat([best[:, None], varied], 1)
         all_scores = torch.cat([score, answers[:, :count] - answers[:, count:]], 1)
         score, chosen = all_scores.max(1, keepdim=True)
-        best = all_maps[torch.arange(len(maps), device=maps.device), chosen[:, 0]]
+        best = all_maps[torch.arange(len(best), device=best.device), chosen[:, 0]]
     return best
 
 # %% ../nbs/beyond/14_search.ipynb #9219e7cb

@@ -136,7 +136,7 @@ def open_twins(
         return finetune(settings.start_model(faces.names), faces, faces[:0], recipe=recipe, seed=seed, device=device)
 
     file = project_path("runs") / run / "twins.safetensors"
-    return open_or_make(file, made_from, train).to(best_device(device)).eval()
+    return open_or_make(file, made_from, train, precision=settings.precision).to(best_device(device)).eval()
 
 # %% ../nbs/beyond/13_twins.ipynb #20c5d436
 def decisions(

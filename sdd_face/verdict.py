@@ -21,6 +21,7 @@ from .evaluation import Evaluation
 from .maps import resized
 from .methods import attribute
 from .model import FaceRecognizer
+from .passes import pass_size
 from .plot import overlay, show_images
 from .tables import Measured, markdown, with_interval
 
@@ -61,7 +62,7 @@ def timed_maps(
     maps, costs = {}, {}
 
     def one_pass() -> None:
-        for batch in images.split(128): model(model.preprocess(batch))
+        for batch in images.split(pass_size(128, model.device)): model(model.preprocess(batch))
 
     def explain(name: str) -> None: maps[name] = attribute(model, images, target=target, method=name, **methods[name])
 

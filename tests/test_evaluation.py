@@ -10,7 +10,7 @@ from sdd_face.data import Faces
 from sdd_face.evaluation import SCHEMES, Evaluation, Masking, evaluate
 from sdd_face.intervals import bootstrap
 from sdd_face.maps import centred_map
-from sdd_face.masks import fill_for, pass_size, random_masks, top_mask
+from sdd_face.masks import fill_for, random_masks, top_mask
 from sdd_face.model import FaceRecognizer
 from sdd_face.published import paper_markdown, paper_rows
 from sdd_face.sdd import explain
@@ -343,8 +343,3 @@ def test_a_narrow_network_is_measured_with_the_centre_of_a_map(faces):
 def test_bytes_and_shares_are_covered_alike(single, faces, fill):
     shares, pixels = (fill_for(single, images, fill=fill) for images in (faces.images[:2] / 255, faces.images[:2]))
     torch.testing.assert_close(shares, pixels, rtol=1e-4, atol=1e-4)
-
-
-def test_a_cpu_gets_small_passes():
-    assert [pass_size(size, torch.device("cpu")) for size in (8, 256)] == [8, 32]
-    assert pass_size(256, torch.device("cuda")) == 256

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sdd_face.maps import highest_places
-from sdd_face.masks import FIXED_OFFSET, pass_size, random_masks, top_mask, window_masks
+from sdd_face.masks import FIXED_OFFSET, random_masks, top_mask, window_masks
 
 MAPS = torch.randn(4, 7, 7, generator=torch.Generator().manual_seed(0))
 
@@ -69,8 +69,3 @@ def test_windows_that_leave_gaps_are_refused():
     with pytest.raises(ValueError, match=message):
         window_masks((112, 112), window=16, stride=20)
     with pytest.raises(ValueError, match="expected 1 <= stride"): window_masks((112, 96), window=100, stride=10)
-
-
-def test_a_cpu_takes_small_batches():
-    assert pass_size(256, torch.device("cpu")) == 32 and pass_size(8, torch.device("cpu")) == 8
-    assert pass_size(256, torch.device("cuda")) == 256

@@ -16,12 +16,11 @@ from safetensors.torch import save_file
 
 from sdd_face import checkpoints
 from sdd_face.checkpoints import read_checkpoint, read_record
+from sdd_face.classes import compared_classes, known_classes
 from sdd_face.data import Faces
 from sdd_face.evaluation import evaluate
 from sdd_face.model import (
     FaceRecognizer,
-    compared_classes,
-    known_classes,
     load_recognizer,
     predict,
     require_evaluation,

@@ -24,6 +24,7 @@ from sdd_face.checkpoints import read_record
 from sdd_face.data import load_faces
 from sdd_face.finetune import Recipe, accuracy
 from sdd_face.model import load_recognizer, predict
+from sdd_face.passes import choose_precision
 from sdd_face.runs import (
     QUICK,
     Settings,
@@ -182,7 +183,7 @@ def test_where_there_is_no_run_the_packaged_network_explains_people_that_it_know
 def test_settings_are_kept_as_they_were():
     settings = Settings(
         data="faces", people=3, images_per_person=5, relatives=2, differing=3, arch="ir_50",
-        weights="OWNER/NAME@main", color="bgr", head="own", classifier="cosine", seed=7,
+        weights="OWNER/NAME@main", color="bgr", head="own", classifier="cosine", seed=7, precision="bfloat16",
         recipe=Recipe(
             epochs=3, learning_rate=1e-4, step_size=2, gamma=0.3, batch_size=8, layers="head", augmentation="none"))
     assert all(getattr(settings, name) != value for name, value in vars(Settings()).items())
@@ -240,11 +241,12 @@ def test_metrics_tell_how_good_and_how_fast_it_was(small, tmp_path, monkeypatch)
     assert sizes == [len(small.train), len(small.val), len(small.test)] and sum(sizes) == metrics["images"] == 36
     right = (predict(small.model, small.test.images).argmax(1) == small.test.labels).float().mean()
     assert metrics["people"] == 3 and metrics["accuracy"]["test"] == pytest.approx(float(right))
-    assert set(metrics["training"]) == {"seconds", "images_per_second"}
+    assert set(metrics["training"]) == {"seconds", "precision", "images_per_second"}
     monkeypatch.chdir(tmp_path)
     settings = Settings(people=2, images_per_person=6, recipe=replace(QUICK, epochs=1))
     made = make_run("every layer", settings, device="cpu")
     training = json.loads((made.folder / "metrics.json").read_text())["training"]
+    assert training.pop("precision") == choose_precision("auto", torch.device("cpu"))
     assert set(training) == {"seconds", "images_per_second", "tflop_per_second"}
     assert all(value > 0 for value in training.values())
 

@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sdd_face.alignment import TEMPLATE
 from sdd_face.cam import logit_maps
+from sdd_face.classes import compared_classes
 from sdd_face.data import load_faces, split_faces
 from sdd_face.finetune import Recipe
 from sdd_face.inpainting import (
@@ -24,7 +25,7 @@ from sdd_face.inpainting import (
 )
 from sdd_face.localisation import coarse_truth, dilated, localisation_auc, mass_inside, pointing
 from sdd_face.methods import attribute, method_options
-from sdd_face.model import FaceRecognizer, compared_classes, predict
+from sdd_face.model import FaceRecognizer, predict
 from sdd_face.paint import PARTS
 from sdd_face.pairs import gallery_maps
 from sdd_face.regions import REGIONS, detected_landmarks, paint_over, region_mask
