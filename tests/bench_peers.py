@@ -9,7 +9,9 @@ import csv
 import platform
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sdd_face.data import Faces
 from sdd_face.evaluation import Masking, evaluate
 from sdd_face.model import FaceRecognizer
-from sdd_face.passes import choose_precision
+from sdd_face.passes import choose_precision, passes_in
 from sdd_face.plot import save_figure
 from sdd_face.sdd import explain, explain_features
 from sdd_face.synthetic import draw_faces, make_people
@@ -180,6 +183,44 @@ def test_half_the_evaluation(case: Case, rows: list[dict]):
     record(rows, case, "deletion", 2, in_turn({"pytorch-grad-cam": case.grad_cam_deletion}, lambda: case.passes(2)))
     both = {"sdd_face": case.our_deletion, "Captum": case.captum_deletion}
     record(rows, case, "deletion and retention", 3, in_turn(both, lambda: case.passes(3)))
+
+
+# What else may make a pass faster
+
+def fused(network: nn.Module) -> nn.Module:
+    """Copy a network, with the batch norms after convolutions folded into them."""
+    copy = deepcopy(network)
+    for chain in [part for part in copy.modules() if isinstance(part, nn.Sequential)]:
+        names = list(chain._modules)
+        for a, b in pairwise(names):
+            pair = chain._modules[a], chain._modules[b]
+            if not (isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)): continue
+            chain._modules[a], chain._modules[b] = fuse_conv_bn_eval(*pair), nn.Identity()
+    return copy
+
+
+def test_ways_to_make_a_pass(case: Case, rows: list[dict]):
+    """Each beside the pass that is made today: float32, channels last, sixteen faces."""
+    x, plain, folded = case.x, case.model.backbone, fused(case.model.backbone)
+    compiled, many = torch.compile(plain.features), x.repeat(4, 1, 1, 1)
+
+    def ask(features: Callable, x: Tensor, precision: str = "float32") -> Tensor:
+        with torch.inference_mode(), passes_in(precision, x.device): return features(x)
+
+    torch.testing.assert_close(ask(folded.features, x), ask(plain.features, x), rtol=1e-3, atol=1e-4)
+    first = deepcopy(plain).to(memory_format=torch.contiguous_format)
+    ways = {
+        "64 at once, for each 16": lambda: ask(plain.features, many),
+        "one at a time": lambda: [ask(plain.features, each) for each in x.split(1)],
+        "channels first": lambda: ask(first.features, x.contiguous()),
+        "batch norms folded": lambda: ask(folded.features, x),
+        "compiled": lambda: ask(compiled, x),
+        "bfloat16": lambda: ask(plain.features, x, "bfloat16"),
+        "bfloat16, folded": lambda: ask(folded.features, x, "bfloat16"),
+        "bfloat16, compiled": lambda: ask(compiled, x, "bfloat16")}
+    ratios = in_turn(ways, lambda: ask(plain.features, x))
+    ratios["64 at once, for each 16"] = [each / 4 for each in ratios["64 at once, for each 16"]]
+    record(rows, case, "one pass, made otherwise", 1, ratios)
 
 
 # bfloat16, where the processor multiplies it
