@@ -27,6 +27,7 @@
 
   networks        IR-ResNet and MobileFaceNet in their published layouts
   heads           from feature maps to logits, in four linear ways
+  wrapping        any network, from the name of a layer on
   checkpoints     weights files of others, recognised by their content
   backward_rules  guided backpropagation and DeepLIFT for PReLU
   batch_norm      batch norm over the batches of several processes
@@ -75,6 +76,7 @@ _OFFERED = {  # module -> what it offers here
     "data": "load_faces split_faces spread_over_people",
     "model": "load_recognizer best_device predict",
     "networks": "embedding_network",
+    "wrapping": "wrap",
     "finetune": "Recipe",
     "runs": "Settings make_run open_run",
     "sdd": "explain plot_explanation",

@@ -38,6 +38,10 @@ def logit_maps(
     classes: Tensor,  # (S,), or (B, S) of each image
 ) -> tuple[Tensor, Tensor]:  # (B, S, h, w): maps; (B, S): constants
     "Compute the class activation maps of some logits under any linear head: mean over positions + constant = logit."
+    if not hasattr(head, "spatial_weights"):
+        raise ValueError(
+            f"this {type(head).__name__} is not linear in the feature maps, so that no map is exact: CAM, SDD and pair "
+            "maps need a linear one; `attribute` with gradcam, occlusion or rise does without")
     with passes_in("float32", features.device):
         weights, bias = head.spatial_weights(classes)
         lengths = head.lengths(features)[:, None]

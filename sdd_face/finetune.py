@@ -223,7 +223,10 @@ def finetune(
     device: str = "auto",
     compile: str = "auto",  # the network: "yes", "no", or "auto": on CUDA, in one process
 ) -> FaceRecognizer:  # in evaluation mode
-    "Fine-tune a network, continuing where a killed run stopped; FloatingPointError if the loss diverges."
+    """Fine-tune a network, continuing where a killed run stopped; FloatingPointError if the loss diverges.
+
+    ValueError for what does not fit."""
+    if "layer" in model.record: raise ValueError("the model is wrapped; fine-tune the network itself, then wrap it")
     model, folder = model.to(best_device(device)).eval(), Path(folder) if folder else None
     if model.device.type == "cuda": torch.backends.cudnn.benchmark = True  # one size of batches: try what is fastest
     training = start_training(model, train, recipe, seed=seed, folder=folder, compile=compile)

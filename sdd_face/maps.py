@@ -171,7 +171,7 @@ def seen_maps(
     name: str = "the map",  # for the message
 ) -> Tensor:  # (..., h, w), laid over what the network sees
     "Cut out of maps of the whole face what a narrow network sees. ValueError for maps of another shape than the image."
-    if maps.shape[-2:] == (112, 112): return center_crop(maps, size)
+    if maps.shape[-2:] == (112, 112) and max(size) <= 112: return center_crop(maps, size)
     height, width = size
     if maps.shape[-2] * width != maps.shape[-1] * height:
         raise ValueError(

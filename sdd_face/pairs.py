@@ -55,6 +55,8 @@ def explain_pair(
         some = f"the other image, and some of a gallery of {len(gallery)}"
         raise ValueError(f"top_k is {top_k}; expected 2 to {len(gallery) + 1}: {some}")
     require_evaluation(model)
+    if not hasattr(model.backbone, "output_layer"):
+        raise ValueError(f"{model.record['arch']} was wrapped as a classifier; expected a network with an embedding")
     features = [model.features(model.preprocess(images)) for images in (a, b)]
     for name, images in (("a", a), ("b", b), ("the gallery", gallery)):
         if images is not None: _refuse_blank(images, name)

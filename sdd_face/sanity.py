@@ -23,7 +23,8 @@ from .tables import Measured
 def stages(
     model: FaceRecognizer,
 ) -> dict[str, list[str]]:  # name -> its modules
-    "List the parts of a network from the top down: head, blocks, first layers."
+    "List the parts of a network from the top down: head, blocks, first layers. ValueError for a wrapped network."
+    if "layer" in model.record: raise ValueError(f"{model.record['arch']} is wrapped; its blocks are not known")
     own = ["backbone.output_layer"] if model.record["head"] == "own" else []
     blocks = [f"backbone.body.{name}" for name, _ in model.backbone.body.named_children()]
     numbered = {f"block {i}": [block] for i, block in enumerate(blocks, 1)}

@@ -15,7 +15,7 @@ def flops_per_face(
     model: nn.Module,  # a FaceRecognizer in evaluation mode
 ) -> int:
     "Count the floating-point operations of one forward pass of one face."
-    face = torch.zeros(1, 3, 112, 112, dtype=torch.uint8)
+    face = torch.zeros(1, 3, *model.backbone.size, dtype=torch.uint8)
     with torch.no_grad(), FlopCounterMode(display=False) as counter: model(model.preprocess(face))
     return counter.get_total_flops()
 

@@ -41,7 +41,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa:
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 NETWORKS = "ir_tiny", "mobilefacenet", "ir_50"
 FACES = 16  # at once: with more, a CPU takes longer for each
-ROUNDS, PEOPLE, TOP = 9, 64, 5
+ROUNDS, PEOPLE, TOP = 5, 64, 5
 PEERS = {"torchcam": "torchcam", "pytorch-grad-cam": "grad-cam", "Captum": "captum"}
 
 
