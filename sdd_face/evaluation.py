@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .classes import labels_by_name
 from .data import Faces
 from .distributed import all_gather, is_main, rank, shard, world_size
 from .maps import read_maps
@@ -101,6 +102,7 @@ def evaluate(
     require_evaluation(model)
     if not len(faces): raise ValueError("no faces to evaluate")
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    people = labels_by_name(faces.labels, faces.names, model.names)
     start, maps = perf_counter(), _read_all(model, {"sdd": None} if maps is None else maps, len(faces), options)
     places = torch.arange(len(faces)).split(batch_size)
     mine, total = _batches(places, masking, model.backbone.size), len(shard(places))
@@ -110,7 +112,7 @@ def evaluate(
     confidence, predicted, *outcomes = zip(*parts)
     after, said = ({key: torch.cat([part[key] for part in each]) for key in each[0]} for each in outcomes)
     settings, seconds = _settings(model, masking, options), perf_counter() - start
-    return Evaluation(faces.labels, torch.cat(predicted), torch.cat(confidence), after, said, settings, seconds)
+    return Evaluation(people, torch.cat(predicted), torch.cat(confidence), after, said, settings, seconds)
 
 
 def _batches(places: tuple[Tensor, ...], masking: Masking, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,10 +140,9 @@ def _read_all(
             f"the maps are called {list(maps)}; expected at least one, and none called 'random', which is the control")
     if options and all(heat is not None for heat in maps.values()):
         raise ValueError(f"{', '.join(options)} given, but no map is SDD's own (None)")
-    read = {}
-    for name, heat in maps.items():
-        read[name] = None if heat is None else read_maps(heat, count, model.backbone.size, name=f"map {name!r}")
-    return read
+    size = model.backbone.size
+    return {
+        key: heat if heat is None else read_maps(heat, count, size, name=f"map {key!r}") for key, heat in maps.items()}
 
 # %% ../nbs/06_evaluation.ipynb #e34479cd
 def _measure(
@@ -153,9 +154,8 @@ def _measure(
     x = model.preprocess(images)
     features = torch.cat([model.features(some) for some in x.split(pass_size(batch_size, x.device))])
     logits = model.head(features)
-    masks = {}
-    for name, heat in maps.items():
-        masks[name] = None if heat is None else _map_masks(name, heat, place, masking, model)
+    masks = {
+        name: heat if heat is None else _map_masks(name, heat, place, masking, model) for name, heat in maps.items()}
     if any(mask is None for mask in masks.values()):
         own = _sdd_mask(model, features, logits, masking, options, masking.seed + int(place[0]))[None]
         masks = {name: own if mask is None else mask for name, mask in masks.items()}

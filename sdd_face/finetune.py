@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .acceleration import compiled_features, near_device
 from .augmentation import CHANCES, augment
 from .batch_norm import shared_batch_norms
+from .classes import labels_by_name
 from .data import Faces
 from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
 from .files import atomic_path, write_rows
@@ -32,8 +33,9 @@ def accuracy(
     model: FaceRecognizer,  # in evaluation mode
     faces: Faces,
 ) -> float:  # 0 to 1
-    "Compute the share of faces whose most probable person is the right one."
-    return float((predict(model, faces.images).argmax(1) == faces.labels).float().mean())
+    "Compute the share of faces whose most probable person is the right one. ValueError for people it does not know."
+    labels = labels_by_name(faces.labels, faces.names, model.names)
+    return float((predict(model, faces.images).argmax(1) == labels).float().mean())
 
 # %% ../nbs/03_finetune.ipynb #44ed9109
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +83,15 @@ def start_training(
     folder: Path | None = None,  # of the checkpoint; None: nothing is kept
     compile: str = "no",  # see `finetune`
 ) -> Training:
-    "Begin a fine-tuning, or go back to the last whole epoch of one that was killed."
-    highest, known = train.labels.max(), len(model.names)
-    if highest >= known:
-        raise ValueError(f"label {highest} is outside the model, which knows {known} people (0 to {known - 1})")
+    "Begin a fine-tuning, or go back to the last whole epoch of one that was killed. ValueError for strangers."
+    labels = labels_by_name(train.labels, train.names, model.names)
     whole, fused = recipe.layers == "all", True if model.device.type == "cuda" else None
     parameters = (model if whole else model.head.classifier).parameters()
     optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, fused=fused)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
     images = near_device(train.images if whole else _embeddings(model, train.images), model.device)
     training = Training(
-        model=model, features=compiled_features(model, compile), images=images, labels=train.labels.to(images.device),
+        model=model, features=compiled_features(model, compile), images=images, labels=labels.to(images.device),
         recipe=recipe, seed=seed, optimizer=optimizer, schedule=schedule,
         file=folder / "checkpoint.pt" if folder else None)
     if broadcast(training.file is not None and training.file.exists()): _resume(training)
@@ -209,7 +209,8 @@ def _accuracy(t: Training, val: Faces) -> float:
     "Compute the accuracy on the validation faces; under a frozen network they are embedded only once."
     if t.recipe.layers == "all": return accuracy(t.model, val)
     if t.watched is None: t.watched = _embeddings(t.model, val.images).to(t.model.device)
-    return float((t.model.head.classifier(t.watched).argmax(1).cpu() == val.labels).float().mean())
+    labels = labels_by_name(val.labels, val.names, t.model.names)
+    return float((t.model.head.classifier(t.watched).argmax(1).cpu() == labels).float().mean())
 
 # %% ../nbs/03_finetune.ipynb #0a123eaa
 def finetune(

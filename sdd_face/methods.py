@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cam import logit_maps
-from .classes import compared_classes, known_classes
+from .classes import class_numbers, compared_classes, known_classes
 from .families import BATCH_SIZES, FAMILIES, compute_options
 from sdd_face.gradients import (
     class_gradient,
@@ -181,7 +181,7 @@ def attribute(
     model: FaceRecognizer,  # in evaluation mode; not changed
     images: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
     *,
-    target: int | Tensor | None = None,  # class to explain: one for all, (B,), or (B, S); None: the most probable
+    target: int | str | list | Tensor | None = None,  # class or name: for all, (B,), or (B, S); None: the most probable
     method: str = "sdd",  # a key of METHODS
     batch_size: int | None = None,  # images in memory; None: BATCH_SIZES, or 16 on the CPU
     **options,  # see `method_options`
@@ -198,7 +198,10 @@ def attribute(
     if batch_size is None: batch_size = pass_size(BATCH_SIZES[how.family], model.device)
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     if not len(images): model.preprocess(images)  # says that there are none
+    target = class_numbers(target, model.names)
     if target is not None: target = known_classes(target, len(images), len(model.names), "target").to(model.device)
+    if isinstance(options.get("against"), list | tuple):
+        options["against"] = class_numbers(options["against"], model.names).expand(len(images), -1)
     maps = FAMILIES[how.family](model, images, target, how.compute, batch_size=batch_size, options=options)
     return resized(maps, model.backbone.size).float().to(images.device)
 

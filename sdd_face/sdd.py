@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .cam import logit_maps
-from .classes import compared_classes
+from .classes import class_numbers, compared_classes
 from .maps import highlighted_share, resized, standardized, unit_range, visible_window
 from .model import FaceRecognizer, require_evaluation
 from .passes import pass_size
@@ -145,7 +145,8 @@ def explain(
     images: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
     *,
     top_k: int = 5,  # classes that are compared, at most (paper: 5)
-    target: int | Tensor | None = None,  # class to explain, one for all or (B,); None: the most probable
+    target: int | str | list | Tensor | None = None,  # class or name, one for all or (B,); None: the most probable
+    against: list | Tensor | None = None,  # classes or names, (A,) for all or (B, A): compared with these alone
     compared: str = "probable",  # with the most probable others, or with those of "overlapping" maps (section 3.2)
     overlap: float = 0.5,  # smallest correlation of an overlapping map with the target's
     batch_size: int = 128,  # faces in one forward pass, at most; 16 on the CPU
@@ -155,13 +156,15 @@ def explain(
     require_evaluation(model)
     size = pass_size(batch_size, model.device)
     batches = images.split(size)
-    if target is None: targets = [None] * len(batches)
-    else: targets = torch.as_tensor(target).expand(len(images)).split(size)
     options |= {"top_k": top_k, "compared": compared, "overlap": overlap}
+    target, against = (class_numbers(each, model.names) for each in (target, against))
+    targets = [None] * len(batches) if target is None else torch.as_tensor(target).expand(len(images)).split(size)
+    others = [None] * len(batches) if against is None else against.expand(len(images), -1).split(size)
     parts = []
-    for batch, wanted in zip(batches, targets):
+    for batch, wanted, rivals in zip(batches, targets, others):
         features = model.features(model.preprocess(batch))
-        parts.append(explain_features(model, features, model.head(features), target=wanted, **options))
+        asked = {"target": wanted, "against": rivals}
+        parts.append(explain_features(model, features, model.head(features), **asked, **options))
     return _joined(parts, images.device)
 
 
@@ -180,6 +183,7 @@ def explain_features(
     *,
     top_k: int = 5,  # classes that are compared, at most (paper: 5)
     target: int | Tensor | None = None,  # class to explain, one for all or (B,); None: the most probable
+    against: Tensor | None = None,  # (B, A): classes that it is compared with, these alone
     compared: str = "probable",  # or "overlapping", see `explain`
     overlap: float = 0.5,  # smallest correlation of an overlapping map with the target's
     **options,  # of `sdd`
@@ -187,8 +191,9 @@ def explain_features(
     "Explain faces whose features and logits are at hand; see `explain`. ValueError for what does not fit."
     if compared not in ("probable", "overlapping"):
         raise ValueError(f"compared is {compared!r}; expected 'probable' or 'overlapping'")
-    classes = compared_classes(logits, target, top_k=top_k)
-    if compared == "overlapping": classes, members = _overlapping(model, features, logits, classes, overlap)
+    overlapping = compared == "overlapping" and against is None
+    classes = compared_classes(logits, target, against=against, top_k=top_k if against is None else 1)
+    if overlapping: classes, members = _overlapping(model, features, logits, classes, overlap)
     else: members = torch.ones_like(classes, dtype=torch.bool)
     cams, _ = logit_maps(model.head, features, classes)
     found = sdd(cams, **{"size": model.backbone.size, "members": members} | options)

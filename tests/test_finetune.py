@@ -74,8 +74,8 @@ def test_a_loss_that_diverges_is_an_error(few):
         finetune(model, few, few, recipe=Recipe(epochs=1), device="cpu")
 
 
-def test_a_label_outside_the_model_is_an_error(few):
-    message = r"label 3 is outside the model, which knows 2 people \(0 to 1\)"
+def test_people_whom_the_model_does_not_know_are_an_error(few):
+    message = "the network does not know person_00, person_01, person_02, person_03; it knows 2 people"
     with pytest.raises(ValueError, match=message):
         finetune(FaceRecognizer("ir_tiny", ["a", "b"]), few, few, recipe=Recipe(epochs=1), device="cpu")
 
