@@ -63,12 +63,11 @@ def _add_explain(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("explain", help="draw what a network looks at in one face", description=about)
     command.add_argument("image", nargs="?", metavar="IMAGE", help="a face, cropped and aligned (default: a drawn one)")
     command.add_argument(
-        "--model", metavar="RUN|FILE",
-        help="the name of a run, or a .safetensors file (default: the packaged network)")
+        "--model", metavar="RUN|FILE", help="a run, or a .safetensors file (default: the packaged network)")
     command.add_argument("--top", type=int, default=5, metavar="N", help="how many people to compare (default: 5)")
-    command.add_argument(
-        "--out", default="explanation.png", metavar="FILE",
-        help="where to write the picture (default: explanation.png)")
+    command.add_argument("--target", metavar="NAME", help="the person to explain (default: the most probable)")
+    command.add_argument("--against", metavar="NAME,NAME", help="whom to compare with, instead of the most probable")
+    command.add_argument("--out", default="explanation.png", metavar="FILE", help="default: explanation.png")
     command.set_defaults(action=_explain, again="nothing was written")
 
 # %% ../nbs/running/cli.ipynb #355a8188
@@ -87,8 +86,7 @@ def _add_pair(commands: argparse._SubParsersAction) -> None:
         "--model", default="packaged", metavar="FILE|OWNER/NAME",
         help="a network's weights, or a model on the Hugging Face hub (default: the packaged network)")
     command.add_argument("--color", default="", metavar="rgb|bgr", help="for weights that do not tell")
-    command.add_argument(
-        "--out", default="pair.png", metavar="FILE", help="where to write the picture (default: pair.png)")
+    command.add_argument("--out", default="pair.png", metavar="FILE", help="default: pair.png")
     command.set_defaults(action=_explain_pair, again="nothing was written")
 
 # %% ../nbs/running/cli.ipynb #e2c28317
@@ -178,9 +176,11 @@ def _explain(options: argparse.Namespace) -> int:
     matplotlib.use("agg")  # a file is written; no window opens
     from sdd_face.pictures import draw_explanation, find_model
     from sdd_face.plot import save_figure
+    asked = {"target": options.target, "against": options.against.split(",") if options.against else None}
     try:
-        figure, sentence = draw_explanation(find_model(options.model), image=options.image, top_k=options.top)
-        save_figure(figure, Path.cwd() / options.out)
+        model = find_model(options.model)
+        figure, sentence = draw_explanation(model, image=options.image, top_k=options.top, **asked)
+        save_figure(figure, Path.cwd() / Path(options.out).expanduser())
     except (ValueError, OSError) as error: return _say(error, 2)
     print(f"{options.out}: {sentence}")
     return 0
@@ -195,7 +195,7 @@ def _explain_pair(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in ("model", "color", "gallery", "align")}
     try:
         figure, cosine = draw_pair(*options.images, **settings)
-        save_figure(figure, Path.cwd() / options.out)
+        save_figure(figure, Path.cwd() / Path(options.out).expanduser())
     except (ValueError, OSError, ModuleNotFoundError) as error: return _say(error, 2)
     print(f"{options.out}: {options.images[0]} and {options.images[1]}, cosine {cosine:.2f}")
     return 0

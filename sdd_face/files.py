@@ -51,9 +51,13 @@ def atomic_path(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # what other files get, whoever writes this one
     try:
         yield temporary
-        if keeps_file(path): temporary.replace(path)
+        if keeps_file(path):
+            temporary.chmod(mode)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

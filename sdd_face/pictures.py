@@ -26,11 +26,12 @@ from .synthetic import draw_faces, make_people
 
 # %% ../nbs/running/pictures.ipynb #cf9bbd97
 def find_model(
-    name: str | None = None,  # of a run, or a .safetensors file; None: the packaged network
+    name: str | None = None,  # of a run, its folder, or a .safetensors file; None: the packaged network
 ) -> Path:
     "Find the file of a network. FileNotFoundError if it is neither a file nor a run's."
     if name is None: return PACKAGED
-    for place in (Path(name).expanduser(), project_path("runs") / name / "model.safetensors"):
+    given = Path(name).expanduser()
+    for place in (given, given / "model.safetensors", project_path("runs") / name / "model.safetensors"):
         if place.is_file(): return place
     raise FileNotFoundError(f"model: {name} is neither a file nor a run with runs/{name}/model.safetensors")
 
@@ -54,13 +55,16 @@ def draw_explanation(
     file: Path,  # of a network that knows people, see `find_model`
     *,
     image: str | None = None,  # a file: one face, cropped and aligned; None: a drawn one
-    top_k: int = 5,  # people that are compared
-) -> tuple[Figure, str]:  # the picture, and in one sentence who it is taken for
+    **options,  # of `explain`: top_k, target, against
+) -> tuple[Figure, str]:  # the picture, and in one sentence who is explained, and how probable that is
     "Explain one face. ValueError or FileNotFoundError for files that are no network or no face."
-    model, record = load_recognizer(file), read_record(file)
+    model = load_recognizer(file)
+    if not model.names:
+        raise ValueError(f"{file}: this network knows no people; fine-tune it, or compare two faces with explain-pair")
+    record = read_record(file)
     crowd = record.get("people", {"seed": 0, "relatives": 1})
     face = read_image(image) if image else _draw_people([0], crowd, moment=1)[0]
-    explanation = explain(model, face[None], top_k=top_k)
+    explanation = explain(model, face[None], **options)
     classes = explanation.classes[0].tolist()
     figure = plot_explanation(explanation, face[None], samples=_samples(file, record, classes))
     return figure, f"{model.names[classes[0]]}, {explanation.probabilities[0, 0]:.1%}"

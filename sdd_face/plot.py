@@ -90,6 +90,9 @@ def save_figure(
     figure: Figure,  # closed by no one: a notebook still shows it
     path: str | os.PathLike,  # ".../fig1.png"; a relative path starts at the project's folder
 ) -> None:
-    "Write a figure as a picture file, whole or not at all."
+    "Write a figure as a picture file, whole or not at all. ValueError for an ending that is no picture's."
+    known = figure.canvas.get_supported_filetypes()
+    if os.path.splitext(path)[1][1:].lower() not in known:
+        raise ValueError(f"{path}: its ending names no kind of picture; expected one of .{', .'.join(sorted(known))}")
     with atomic_path(project_path(path)) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")

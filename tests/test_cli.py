@@ -106,7 +106,7 @@ def kept_run(folder: Path) -> Path:
 
 
 def test_explains_with_a_run_or_a_file(capsys, face: Path, kept_run: Path):
-    for model in ("mine", str(kept_run)):
+    for model in ("mine", str(kept_run), str(kept_run.parent), "runs/mine"):
         status, out, _ = run(capsys, "explain", "face.png", "--model", model, "--top", "3")
         assert status == 0 and out.split()[1] in ("Ada,", "Bo,", "Cy,")
 
@@ -132,6 +132,32 @@ def test_a_file_alone_has_no_samples(capsys, face: Path, kept_run: Path):
     with Image.open("with.png") as rich, Image.open("without.png") as plain: assert rich.height > 1.5 * plain.height
 
 
+def test_asks_why_this_person_and_not_those(capsys, face: Path, monkeypatch):
+    asked = []
+    plot = pictures.plot_explanation
+    monkeypatch.setattr(pictures, "plot_explanation", lambda why, *args, **options: (
+        asked.append(why.classes.tolist()), plot(why, *args, **options))[1])
+    who = "--target", "person_07", "--against", "person 03,PERSON_11"
+    status, out, err = run(capsys, "explain", "face.png", *who)
+    assert (status, err) == (0, "") and out.startswith("explanation.png: person_07, ") and asked == [[[7, 3, 11]]]
+
+
+def test_a_network_that_knows_nobody_is_told_what_to_do(capsys, folder: Path):
+    save_recognizer(load_recognizer("packaged", []), folder / "nobody.safetensors")
+    assert_refused(run(capsys, "explain", "--model", "nobody.safetensors"), "this network knows no people; fine-tune")
+
+
+def test_home_is_found_where_the_shell_does_not(capsys, folder: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    assert run(capsys, "explain", "--out=~/why.png")[0] == 0
+    assert (folder / "home" / "why.png").exists() and not (folder / "~").exists()
+
+
+def test_the_package_is_the_command():
+    out = subprocess.run([sys.executable, "-m", "sdd_face", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout == f"sdd-face {__version__}\n"
+
+
 @pytest.mark.parametrize(("arguments", "reason"), [
     ("nobody.jpg", "nobody.jpg"),
     ("note.jpg", "note.jpg"),
@@ -140,7 +166,10 @@ def test_a_file_alone_has_no_samples(capsys, face: Path, kept_run: Path):
     ("--model note.jpg", "note.jpg"),
     ("--top 1000", "top_k is 1000; expected 1 to 300, the people that the model knows"),
     ("--top 0", "top_k is 0"),
-    ("--out picture.docx", "docx"),
+    ("--out picture.docx", "picture.docx: its ending names no kind of picture; expected one of ."),
+    ("--out why", "why: its ending names no kind of picture"),
+    ("--target Eve", "'Eve' is nobody whom the network knows, among 300 people"),
+    ("--target person_00 --against person_01,person_00", "against holds the explained class itself"),
     ("--out note.jpg/why.png", "note.jpg"),
 ])
 def test_refused(capsys, folder: Path, arguments: str, reason: str):

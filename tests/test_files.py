@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from sdd_face.files import project_path
+from sdd_face.files import atomic_path, project_path
 from sdd_face.parameters import numbered_notebooks
 
 
@@ -48,3 +48,13 @@ def test_the_real_ones_are_numbered_from_zero_without_a_gap():
     notebooks = numbered_notebooks(ROOT / "nbs")
     assert [int(path.name[:2]) for path in notebooks] == list(range(len(notebooks)))
     assert {path.parent.name for path in notebooks} == {"nbs", "beyond"}
+
+
+def test_a_file_gets_the_permissions_that_others_get(tmp_path):
+    """Also one whose writer puts another file in its place, as safetensors does, which lets nobody else read it."""
+    (tmp_path / "plain").write_text("")
+    with atomic_path(tmp_path / "kept") as temporary:
+        other = tmp_path / "other"
+        other.touch(0o600)
+        other.replace(temporary)
+    assert (tmp_path / "kept").stat().st_mode == (tmp_path / "plain").stat().st_mode
