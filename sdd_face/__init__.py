@@ -34,6 +34,7 @@
 
   paint           how a face is painted, layer by layer
   images          image files become faces, or are refused with a reason
+  inputs          faces in any form become one tensor
   facescrub       FaceScrub's lists, row by row
   download        its photographs, fetched and checked
   fetch           one photograph from the web, politely and safely
@@ -73,6 +74,7 @@
 __version__ = "0.1.0"
 
 _OFFERED = {  # module -> what it offers here
+    "inputs": "read_faces",
     "data": "load_faces split_faces spread_over_people",
     "model": "load_recognizer best_device predict",
     "networks": "embedding_network",

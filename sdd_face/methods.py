@@ -26,6 +26,7 @@ from sdd_face.gradients import (
     integrated_gradients,
     saliency,
 )
+from .inputs import Given, read_faces
 from .lime import lime
 from .maps import resized
 from .model import FaceRecognizer, require_evaluation
@@ -179,7 +180,7 @@ def method_options(
 @torch.inference_mode(False)
 def attribute(
     model: FaceRecognizer,  # in evaluation mode; not changed
-    images: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
+    images: Tensor | Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
     *,
     target: int | str | list | Tensor | None = None,  # class or name: for all, (B,), or (B, S); None: the most probable
     method: str = "sdd",  # a key of METHODS
@@ -197,6 +198,7 @@ def attribute(
     _check_model(model, method)
     if batch_size is None: batch_size = pass_size(BATCH_SIZES[how.family], model.device)
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    images = read_faces(images, size=model.image_size)
     if not len(images): model.preprocess(images)  # says that there are none
     target = class_numbers(target, model.names)
     if target is not None: target = known_classes(target, len(images), len(model.names), "target").to(model.device)

@@ -19,6 +19,7 @@ from .checkpoints import choose_architecture, download_checkpoint, read_checkpoi
 from .distributed import all_gather, rank, shard, world_size
 from .files import PACKAGED, atomic_path, is_hub_name
 from .heads import CLASSIFIERS, OwnHead, PoolHead
+from .inputs import read_faces
 from .networks import embedding_network
 from .passes import choose_precision, pass_size, passes_in
 
@@ -63,6 +64,12 @@ class FaceRecognizer(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        "Height and width of the images that it takes: the whole aligned face, also where it sees a part of it."
+        size = tuple(self.backbone.size)
+        return WHOLE if size[0] <= WHOLE[0] and size[1] <= WHOLE[1] else size
+
+    @property
     def precision(self) -> str:
         "Which numbers passes are made with: \"float32\", \"bfloat16\", or \"auto\": what the device is fastest with."
         return self._precision
@@ -78,7 +85,7 @@ class FaceRecognizer(nn.Module):
         ValueError for another size than the network's."""
         size, given = tuple(self.backbone.size), tuple(images.shape[-2:])
         if given == size: return images
-        if given == WHOLE and size[0] <= WHOLE[0] and size[1] <= WHOLE[1]: return center_crop(images, size)
+        if given == self.image_size: return center_crop(images, size)
         raise ValueError(f"images have the shape {tuple(images.shape)}; expected (B, 3, {size[0]}, {size[1]}), RGB")
 
     def preprocess(self, images: Tensor) -> Tensor:  # (B, 3, H, W), in the network's colours and range, on its device
@@ -101,11 +108,11 @@ class FaceRecognizer(nn.Module):
         "Compute the logits of preprocessed images."
         return self.head(self.features(x))
 
-    def embed(self, images: Tensor, *, batch_size: int = 128) -> Tensor:  # (B, E), unit length
+    def embed(self, images: Tensor | list, *, batch_size: int = 128) -> Tensor:  # (B, E), unit length
         "Compute the network's own embedding of RGB images, the published one unless fine-tuned, without gradients."
         require_evaluation(self)
         with torch.no_grad():
-            parts = images.split(pass_size(batch_size, self.device))
+            parts = read_faces(images, size=self.image_size).split(pass_size(batch_size, self.device))
             batches = [self.features(self.preprocess(part)) for part in parts]
             return torch.cat([self.backbone.unit_embedding(features)[0] for features in batches])
 

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from .cam import logit_maps
 from .heads import PoolHead
+from .inputs import read_faces
 from .model import HEADS, FaceRecognizer, require_evaluation
 from .plot import overlay, show_images
 from .sdd import SDD, sdd
@@ -49,6 +50,8 @@ def explain_pair(
     **options,  # of `sdd`
 ) -> PairExplanation:  # on the model's device
     "Share the cosine of two embeddings out to the places of either image, exactly. ValueError for what is no pair."
+    a, b = (read_faces(each, size=model.image_size) for each in (a, b))
+    if gallery is not None: gallery = read_faces(gallery, size=model.image_size)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} images a and {len(b)} images b; expected as many of one as of the other")
     if gallery is not None and not 2 <= top_k <= len(gallery) + 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .cam import logit_maps
 from .classes import class_numbers, compared_classes
+from .inputs import Given, read_faces
 from .maps import highlighted_share, resized, standardized, unit_range, visible_window
 from .model import FaceRecognizer, require_evaluation
 from .passes import pass_size
@@ -142,7 +143,7 @@ class Explanation:
 @torch.no_grad()
 def explain(
     model: FaceRecognizer,  # in evaluation mode; not changed
-    images: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]
+    images: Tensor | Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
     *,
     top_k: int = 5,  # classes that are compared, at most (paper: 5)
     target: int | str | list | Tensor | None = None,  # class or name, one for all or (B,); None: the most probable
@@ -154,7 +155,7 @@ def explain(
 ) -> Explanation:  # on the device of the images
     "Explain faces from one forward pass (paper, section 4.2). ValueError for what does not fit."
     require_evaluation(model)
-    size = pass_size(batch_size, model.device)
+    images, size = read_faces(images, size=model.image_size), pass_size(batch_size, model.device)
     batches = images.split(size)
     options |= {"top_k": top_k, "compared": compared, "overlap": overlap}
     target, against = (class_numbers(each, model.names) for each in (target, against))

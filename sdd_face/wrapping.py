@@ -99,6 +99,11 @@ class WrappedRecognizer(FaceRecognizer):
         self.backbone, self.head, self.names, self.record = cut, head, names, record
         self.precision = "float32"
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        "Height and width of the images that it takes, and no others."
+        return self.backbone.size
+
     def embed(self, images: Tensor, **options) -> Tensor:
         "Refuse: what a network in general gives out are logits, not an embedding."
         raise ValueError(f"{self.record['arch']} was wrapped as a classifier; expected a network with an embedding")

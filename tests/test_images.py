@@ -334,7 +334,7 @@ def test_the_data_folder_is_never_written_to(folder):
 def test_a_file_that_the_machine_cannot_read_is_tried_again(folder, monkeypatch):
     decode = images.decode_face
 
-    def refuse(path):
+    def refuse(path, size):
         if path.name == "0.png": raise PermissionError(13, "Permission denied", str(path))
         return decode(path)
     with monkeypatch.context() as patch:
