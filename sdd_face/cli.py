@@ -8,8 +8,9 @@ __all__ = ['main']
 # %% ../nbs/running/cli.ipynb #8884ba1f
 import argparse
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import sdd_face
@@ -170,35 +171,34 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 0
 
 # %% ../nbs/running/cli.ipynb #89314a87
-def _explain(options: argparse.Namespace) -> int:
-    "Draw one explanation."
+def _write(draw: Callable, out: str) -> int:  # draw() -> a figure and a sentence
+    "Draw a picture, write it, and say what is in it and what is to be minded."
     import matplotlib
     matplotlib.use("agg")  # a file is written; no window opens
-    from sdd_face.pictures import draw_explanation, find_model
     from sdd_face.plot import save_figure
-    asked = {"target": options.target, "against": options.against.split(",") if options.against else None}
     try:
-        model = find_model(options.model)
-        figure, sentence = draw_explanation(model, image=options.image, top_k=options.top, **asked)
-        save_figure(figure, Path.cwd() / Path(options.out).expanduser())
-    except (ValueError, OSError) as error: return _say(error, 2)
-    print(f"{options.out}: {sentence}")
+        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as heard:
+            figure, sentence = draw()
+            save_figure(figure, Path.cwd() / Path(out).expanduser())
+    except (ValueError, OSError, ModuleNotFoundError) as error: return _say(error, 2)
+    for each in heard: _say(each.message, 0)
+    print(f"{out}: {sentence}")
     return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    "Draw one explanation."
+    from sdd_face.pictures import draw_explanation, find_model
+    asked = {"target": options.target, "against": options.against.split(",") if options.against else None}
+    asked |= {"image": options.image, "top_k": options.top}
+    return _write(lambda: draw_explanation(find_model(options.model), **asked), options.out)
 
 # %% ../nbs/running/cli.ipynb #5f824578
 def _explain_pair(options: argparse.Namespace) -> int:
     "Draw why two faces are alike."
-    import matplotlib
-    matplotlib.use("agg")  # a file is written; no window opens
     from sdd_face.pictures import draw_pair
-    from sdd_face.plot import save_figure
     settings = {name: getattr(options, name) for name in ("model", "color", "gallery", "align")}
-    try:
-        figure, cosine = draw_pair(*options.images, **settings)
-        save_figure(figure, Path.cwd() / Path(options.out).expanduser())
-    except (ValueError, OSError, ModuleNotFoundError) as error: return _say(error, 2)
-    print(f"{options.out}: {options.images[0]} and {options.images[1]}, cosine {cosine:.2f}")
-    return 0
+    return _write(lambda: draw_pair(*options.images, **settings), options.out)
 
 # %% ../nbs/running/cli.ipynb #b1051c20
 def _download(options: argparse.Namespace) -> int:

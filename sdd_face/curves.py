@@ -134,7 +134,8 @@ def measure_curves(
     require_evaluation(model)
     if not len(faces) or not maps:
         raise ValueError(f"{len(faces)} faces and {len(maps)} maps; expected at least one of each")
-    read = {name: read_maps(each, len(faces), model.backbone.size, name=f"map {name!r}") for name, each in maps.items()}
+    laid = {"size": model.backbone.size, "whole": model.image_size}
+    read = {name: read_maps(each, len(faces), name=f"map {name!r}", **laid) for name, each in maps.items()}
     singles = {
         (name, draw): each[:, draw].expand(len(faces), -1, -1)
         for name, each in read.items() for draw in range(each.shape[1])}

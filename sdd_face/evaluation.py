@@ -140,9 +140,8 @@ def _read_all(
             f"the maps are called {list(maps)}; expected at least one, and none called 'random', which is the control")
     if options and all(heat is not None for heat in maps.values()):
         raise ValueError(f"{', '.join(options)} given, but no map is SDD's own (None)")
-    size = model.backbone.size
-    return {
-        key: heat if heat is None else read_maps(heat, count, size, name=f"map {key!r}") for key, heat in maps.items()}
+    read = partial(read_maps, count=count, size=model.backbone.size, whole=model.image_size)
+    return {key: heat if heat is None else read(heat, name=f"map {key!r}") for key, heat in maps.items()}
 
 # %% ../nbs/06_evaluation.ipynb #e34479cd
 def _measure(

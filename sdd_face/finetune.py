@@ -26,7 +26,7 @@ from .data import Faces
 from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
-from .passes import passes_in
+from .passes import pass_size, passes_in
 
 # %% ../nbs/03_finetune.ipynb #2ee82174
 def accuracy(
@@ -103,7 +103,7 @@ def _embeddings(model: FaceRecognizer, images: Tensor) -> Tensor:  # (N, E)
     "Compute the embeddings of all faces: all that a classifier sees of them."
     def features(batch: Tensor) -> Tensor: return model.features(model.preprocess(batch))
 
-    batches = images.split(128)
+    batches = images.split(pass_size(128, model.device))
     return torch.cat(all_gather(lambda: [model.head.embedding(features(each)).cpu() for each in shard(batches)]))
 
 # %% ../nbs/03_finetune.ipynb #dfbcfd21

@@ -168,15 +168,17 @@ def seen_maps(
     maps: Tensor,  # (..., h, w): of the whole face, 112 x 112, or laid over what the network sees of it
     size: tuple[int, int],  # of the image, as the network sees it: `model.backbone.size`
     *,
+    whole: tuple[int, int] = (112, 112),  # of the image before: `model.image_size`
     name: str = "the map",  # for the message
 ) -> Tensor:  # (..., h, w), laid over what the network sees
     "Cut out of maps of the whole face what a narrow network sees. ValueError for maps of another shape than the image."
-    if maps.shape[-2:] == (112, 112) and max(size) <= 112: return center_crop(maps, size)
+    if maps.shape[-2:] == whole: return center_crop(maps, size)
     height, width = size
     if maps.shape[-2] * width != maps.shape[-1] * height:
         raise ValueError(
             f"{name} is {maps.shape[-2]} x {maps.shape[-1]}, another shape than the images of {height} x {width}; "
-            f"expected {height // STRIDE} x {width // STRIDE} or a multiple of it, or 112 x 112 for the whole face")
+            f"expected {height // STRIDE} x {width // STRIDE} or a multiple of it, "
+            f"or {whole[0]} x {whole[1]} for the whole face")
     return maps
 
 
@@ -185,6 +187,7 @@ def read_maps(
     count: int,  # N
     size: tuple[int, int],  # of the image, as the network sees it
     *,
+    whole: tuple[int, int] = (112, 112),  # of the image before: `model.image_size`
     name: str = "the map",  # for the message
 ) -> Tensor:  # (N or 1, draws, h, w), laid over what the network sees
     "Read the maps of so many faces, however they are given. ValueError for other faces, another shape, or NaN."
@@ -194,6 +197,6 @@ def read_maps(
             f"{name} is {tuple(maps.shape)}; expected ({count}, h, w) or ({count}, draws, h, w) "
             f"for these {count} faces, or (h, w) for all of them")
     if not maps.isfinite().all(): raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    maps = seen_maps(maps, size, name=name)
+    maps = seen_maps(maps, size, whole=whole, name=name)
     if maps.ndim == 2: return maps[None, None]
     return maps[:, None] if maps.ndim == 3 else maps

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cam import logit_maps
-from .classes import class_numbers, compared_classes, known_classes
+from .classes import asked_classes, compared_classes
 from .families import BATCH_SIZES, FAMILIES, compute_options
 from sdd_face.gradients import (
     class_gradient,
@@ -180,7 +180,7 @@ def method_options(
 @torch.inference_mode(False)
 def attribute(
     model: FaceRecognizer,  # in evaluation mode; not changed
-    images: Tensor | Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
+    images: Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
     *,
     target: int | str | list | Tensor | None = None,  # class or name: for all, (B,), or (B, S); None: the most probable
     method: str = "sdd",  # a key of METHODS
@@ -200,10 +200,9 @@ def attribute(
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     images = read_faces(images, size=model.image_size)
     if not len(images): model.preprocess(images)  # says that there are none
-    target = class_numbers(target, model.names)
-    if target is not None: target = known_classes(target, len(images), len(model.names), "target").to(model.device)
-    if isinstance(options.get("against"), list | tuple):
-        options["against"] = class_numbers(options["against"], model.names).expand(len(images), -1)
+    asked = asked_classes(target, options.get("against"), model.names, len(images))
+    if asked["against"] is not None: options["against"] = asked["against"]
+    target = None if asked["target"] is None else asked["target"].to(model.device)
     maps = FAMILIES[how.family](model, images, target, how.compute, batch_size=batch_size, options=options)
     return resized(maps, model.backbone.size).float().to(images.device)
 

@@ -86,11 +86,17 @@ class FaceRecognizer(nn.Module):
         size, given = tuple(self.backbone.size), tuple(images.shape[-2:])
         if given == size: return images
         if given == self.image_size: return center_crop(images, size)
-        raise ValueError(f"images have the shape {tuple(images.shape)}; expected (B, 3, {size[0]}, {size[1]}), RGB")
+        raise self._misshapen(images)
+
+    def _misshapen(self, images: Tensor) -> ValueError:
+        "Say what images should be."
+        height, width = self.image_size
+        return ValueError(f"images have the shape {tuple(images.shape)}; expected (B, 3, {height}, {width}), RGB")
 
     def preprocess(self, images: Tensor) -> Tensor:  # (B, 3, H, W), in the network's colours and range, on its device
         "Turn RGB images (B, 3, 112, 112), uint8 or float in [0, 1], into the network's input; ValueError for others."
         dtype = next(self.parameters()).dtype
+        if images.ndim != 4 or images.shape[1] != 3: raise self._misshapen(images)
         pixels = self.crop(_checked(images)).to(self.device).to(dtype)  # bytes travel faster
         if images.is_floating_point(): pixels = pixels * 255
         if self.record["color"] == "bgr": pixels = pixels.flip(1)
@@ -136,9 +142,7 @@ HEADS = {
 
 # %% ../nbs/02_model.ipynb #f8e0db2f
 def _checked(images: Tensor) -> Tensor:
-    "Return the images if they are what `preprocess` takes, whatever their size; ValueError if they are not."
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images have the shape {tuple(images.shape)}; expected (B, 3, 112, 112), RGB")
+    "Return the images if their pixels are what `preprocess` takes; ValueError if they are not."
     if not len(images): raise ValueError("no images: the batch is empty")
     if images.dtype == torch.uint8: return images
     expected = "expected uint8, or float in [0, 1]"

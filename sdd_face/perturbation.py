@@ -115,8 +115,7 @@ def _checked_masks(model: FaceRecognizer, masks: Tensor, count: int) -> Tensor:
     "Return masks on the model's device, at the size that it sees; ValueError for what is none."
     size = tuple(model.backbone.size)
     fits = masks.ndim == 3 or masks.ndim == 4 and len(masks) == count
-    whole = (112, 112) if max(size) <= 112 else size
-    if not fits or tuple(masks.shape[-2:]) not in (size, whole) or 0 in masks.shape:
+    if not fits or tuple(masks.shape[-2:]) not in (size, model.image_size) or 0 in masks.shape:
         raise ValueError(
             f"masks have the shape {tuple(masks.shape)}; expected (M, {size[0]}, {size[1]}) for all images, "
             f"or ({count}, M, {size[0]}, {size[1]})")

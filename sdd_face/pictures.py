@@ -18,6 +18,7 @@ from .alignment import align_face
 from .checkpoints import read_record
 from .files import PACKAGED, project_path
 from .images import read_image, to_rgb
+from .inputs import read_faces
 from .landmarks import find_landmarks
 from .model import load_recognizer
 from .pairs import explain_pair, plot_pairs
@@ -63,20 +64,20 @@ def draw_explanation(
         raise ValueError(f"{file}: this network knows no people; fine-tune it, or compare two faces with explain-pair")
     record = read_record(file)
     crowd = record.get("people", {"seed": 0, "relatives": 1})
-    face = read_image(image) if image else _draw_people([0], crowd, moment=1)[0]
-    explanation = explain(model, face[None], **options)
+    face = read_faces(image) if image else _draw_people([0], crowd, moment=1)
+    explanation = explain(model, face, **options)
     classes = explanation.classes[0].tolist()
-    figure = plot_explanation(explanation, face[None], samples=_samples(file, record, classes))
+    figure = plot_explanation(explanation, face, samples=_samples(file, record, classes))
     return figure, f"{model.names[classes[0]]}, {explanation.probabilities[0, 0]:.1%}"
 
 # %% ../nbs/running/pictures.ipynb #1b8f1145
-def _read_photograph(path: str) -> Tensor:  # (3, 112, 112), uint8 RGB
+def _read_photograph(path: str) -> Tensor:  # (1, 3, 112, 112), uint8 RGB
     "Find and align the largest face of a photograph."
     read_image(path)  # says what is wrong with a file that is no image
     with Image.open(path) as file: photo = to_rgb(ImageOps.exif_transpose(file))
     landmarks = find_landmarks(photo)
     if landmarks is None: raise ValueError(f"{path}: no face was found")
-    return torch.from_numpy(align_face(photo, landmarks).copy()).permute(2, 0, 1)
+    return read_faces(align_face(photo, landmarks))
 
 
 def _read_gallery(folder: str) -> Tensor:  # (G, 3, 112, 112), uint8 RGB
@@ -97,13 +98,12 @@ def draw_pair(
     color: str = "",  # "rgb" or "bgr", for weights that do not tell
     gallery: str | None = None,  # a folder of faces of other people, aligned; None: no SDD
     align: bool = False,  # the files are photographs, in which the largest face is found first
-) -> tuple[Figure, float]:  # the picture, and the cosine of the two
+) -> tuple[Figure, str]:  # the picture, and in one sentence how alike the two are
     "Explain why two faces are alike. ValueError or FileNotFoundError for files that are no network or no face."
-    read = _read_photograph if align else read_image
-    images = [read(path)[None] for path in (one, other)]
+    images = map(_read_photograph if align else read_faces, (one, other))
     others = _read_gallery(gallery) if gallery else None
     network = load_recognizer(model, color=color)
     a, b = map(network.crop, images)
     top_k = 5 if others is None else min(5, 1 + len(others))
     pair = explain_pair(network, a, b, others, top_k=top_k)
-    return plot_pairs(pair, a, b), float(pair.cosine)
+    return plot_pairs(pair, a, b), f"{one} and {other}, cosine {float(pair.cosine):.2f}"

@@ -55,8 +55,8 @@ class Settings:
 
     def load_network(self) -> FaceRecognizer:
         "Load the network that the run starts from, as it was published."
-        with main_first(): return load_recognizer(
-            self.weights, arch=self.arch, color=self.color, precision=self.precision)
+        kinds = {"arch": self.arch, "color": self.color, "precision": self.precision}
+        with main_first(): return load_recognizer(self.weights, **kinds)
 
     def start_model(self, names: list[str], *, head: str = "", classifier: str = "") -> FaceRecognizer:
         "Put a new classifier of these people on the network that the run starts from, under its own or another head."

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .cam import logit_maps
-from .classes import class_numbers, compared_classes
+from .classes import asked_classes, compared_classes
 from .inputs import Given, read_faces
 from .maps import highlighted_share, resized, standardized, unit_range, visible_window
 from .model import FaceRecognizer, require_evaluation
@@ -143,11 +143,11 @@ class Explanation:
 @torch.no_grad()
 def explain(
     model: FaceRecognizer,  # in evaluation mode; not changed
-    images: Tensor | Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
+    images: Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
     *,
     top_k: int = 5,  # classes that are compared, at most (paper: 5)
     target: int | str | list | Tensor | None = None,  # class or name, one for all or (B,); None: the most probable
-    against: list | Tensor | None = None,  # classes or names, (A,) for all or (B, A): compared with these alone
+    against: list | Tensor | None = None,  # classes or names, a list for all or (B, A): these alone are compared
     compared: str = "probable",  # with the most probable others, or with those of "overlapping" maps (section 3.2)
     overlap: float = 0.5,  # smallest correlation of an overlapping map with the target's
     batch_size: int = 128,  # faces in one forward pass, at most; 16 on the CPU
@@ -158,14 +158,13 @@ def explain(
     images, size = read_faces(images, size=model.image_size), pass_size(batch_size, model.device)
     batches = images.split(size)
     options |= {"top_k": top_k, "compared": compared, "overlap": overlap}
-    target, against = (class_numbers(each, model.names) for each in (target, against))
-    targets = [None] * len(batches) if target is None else torch.as_tensor(target).expand(len(images)).split(size)
-    others = [None] * len(batches) if against is None else against.expand(len(images), -1).split(size)
+    asked = asked_classes(target, against, model.names, len(images))
+    wanted = {name: [None] * len(batches) if each is None else each.split(size) for name, each in asked.items()}
     parts = []
-    for batch, wanted, rivals in zip(batches, targets, others):
+    for batch, one, others in zip(batches, wanted["target"], wanted["against"]):
         features = model.features(model.preprocess(batch))
-        asked = {"target": wanted, "against": rivals}
-        parts.append(explain_features(model, features, model.head(features), **asked, **options))
+        options |= {"target": one, "against": others}
+        parts.append(explain_features(model, features, model.head(features), **options))
     return _joined(parts, images.device)
 
 

@@ -65,13 +65,17 @@ class CutHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:  # (B, C)
         "Compute the logits of feature maps (B, K, h, w)."
-        cut, layer = self._cut[0], self._cut[0].net.get_submodule(self._cut[0].layer)
-        empty = features.new_zeros(1, 3, *cut.size)
+        cut, = self._cut
+        empty, layer = features.new_zeros(1, 3, *cut.size), cut.net.get_submodule(cut.layer)
         with passes_in("float32", features.device), _hooked(layer, lambda _: features.clone()): return cut.net(empty)
 
 
 class LinearCutHead(CutHead):
     "A rest of a network that is linear in the feature maps, as pooling and a classifier are."
+
+    def __init__(self, cut: CutNetwork, shape: tuple[int, int, int]):  # K, h and w of the feature maps
+        super().__init__(cut)
+        self.shape = shape
 
     def spatial_weights(
         self,
@@ -80,7 +84,8 @@ class LinearCutHead(CutHead):
         "Return what the head multiplies each position of the maps with, for some classes: the gradient of a logit."
         wanted, place = classes.unique(return_inverse=True)
         with torch.inference_mode(False), torch.enable_grad():
-            nothing = torch.zeros(1, *self.shape, device=wanted.device, requires_grad=True)
+            weight = next(self._cut[0].parameters())
+            nothing = torch.zeros(1, *self.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
             logits = self(nothing)[0]
             weights = [torch.autograd.grad(logits[i], nothing, retain_graph=True)[0][0] for i in wanted.tolist()]
         places = self.shape[1] * self.shape[2]
@@ -130,11 +135,19 @@ def _layers_with_places(net: nn.Module, x: Tensor) -> list[str]:
     return [f"{name} {shape}" for name, shape in found.items() if shape[1] * shape[2] > 1]
 
 
-def _linearity(head: LinearCutHead, features: Tensor, logits: Tensor) -> float:
-    "Say how far the mean of the map and the constant are from the logit, as a share of the largest logit."
+def _departure(head: LinearCutHead, features: Tensor) -> float:
+    "Say how far mean and constant are from the logit, as a share of what the features add to the largest logit."
+    some = torch.cat([features, -features, 3 * features])  # a ReLU lets only one of the first two pass
+    with torch.no_grad(): logits = head(some)
     weights, bias = head.spatial_weights(torch.arange(min(5, logits.shape[1]), device=logits.device))
-    sums = (weights * features).mean((2, 3)).sum(1) + bias
-    return float((sums - logits[0, : len(sums)]).abs().max() / logits.abs().max().clamp(min=1e-12))
+    sums = torch.einsum("bkyx,skyx->bs", some, weights) / weights[0, 0].numel()
+    added = logits[:, : len(bias)] - bias
+    return float((sums - added).abs().max() / added.abs().max().clamp(min=1e-12))
+
+
+def _kind(output: object) -> str:
+    "Say what a network or a layer gives out, for a message."
+    return f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
 
 
 def wrap(
@@ -159,21 +172,18 @@ def wrap(
     cut = CutNetwork(net, layer, tuple(size))
     with torch.no_grad(): features, logits = cut.features(x), net(x)
     if not isinstance(features, Tensor) or features.ndim != 4:
-        what = f"{tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         listed = ", ".join(_layers_with_places(net, x)[-5:])
-        raise ValueError(f"the layer {layer!r} gives {what}; expected (B, K, h, w), as these do: {listed}")
+        raise ValueError(f"the layer {layer!r} gives {_kind(features)}; expected (B, K, h, w), as these do: {listed}")
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        what = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the network gives {what}; expected logits (B, C) as one tensor")
+        raise ValueError(f"the network gives {_kind(logits)}; expected logits (B, C) as one tensor")
     if names is None: names = [f"class {i}" for i in range(logits.shape[1])]
     if len(names) != logits.shape[1]:
         raise ValueError(f"{len(names)} names for {logits.shape[1]} classes; expected one for each")
-    head = LinearCutHead(cut)
-    head.shape = tuple(features.shape[1:])
+    head = LinearCutHead(cut, tuple(features.shape[1:]))
     with torch.no_grad(): again = head(features)
     if not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
         raise ValueError(f"the output does not follow from {layer!r} alone; choose a layer that everything passes")
-    error = _linearity(head, features, logits)
+    error = _departure(head, features)
     linear = error < 1e-3
     record = {
         "arch": type(net).__name__, "color": color, "mean": mean, "std": std, "source": "",

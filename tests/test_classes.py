@@ -70,6 +70,12 @@ def test_why_this_person_and_not_that_one(model):
     assert torch.equal(maps, attribute(model, images, target=1, against=torch.tensor([[3, 0]] * 3), method="sdd"))
 
 
+def test_what_does_not_fit_the_images_is_refused_in_our_words(model):
+    for options in ({"target": [1, 2]}, {"target": 2.5}, {"target": 7}, {"against": [[1], [2]]}):
+        for ask in (explain, attribute):
+            with pytest.raises(ValueError, match="(target|against) is"): ask(model, noise(3), **options)
+
+
 def test_a_folder_of_some_of_them_is_scored_by_name(model):
     """The network's second and fifth person, who are the first and second of the folder."""
     said = [KNOWN[i] for i in predict(model, noise(6)).argmax(1).tolist()]

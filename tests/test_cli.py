@@ -147,6 +147,14 @@ def test_a_network_that_knows_nobody_is_told_what_to_do(capsys, folder: Path):
     assert_refused(run(capsys, "explain", "--model", "nobody.safetensors"), "this network knows no people; fine-tune")
 
 
+def test_a_photograph_that_is_no_aligned_face_is_explained_with_a_warning(capsys, folder: Path):
+    Image.new("RGB", (300, 900), "grey").save("tall.png")
+    for arguments in (["explain", "tall.png"], ["explain", "tall.png"]):
+        status, out, err = run(capsys, *arguments)
+        assert status == 0 and err.startswith("sdd-face: tall.png is 300 x 900, and no aligned face") and "\n" in err
+        assert "Warning" not in err and err.count("\n") == 1
+
+
 def test_home_is_found_where_the_shell_does_not(capsys, folder: Path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder / "home"))
     assert run(capsys, "explain", "--out=~/why.png")[0] == 0

@@ -15,6 +15,7 @@ from sdd_face.finetune import Recipe, finetune
 from sdd_face.masks import top_mask
 from sdd_face.methods import METHODS, attribute
 from sdd_face.model import predict, save_recognizer
+from sdd_face.perturbation import Probe, masked_scores
 from sdd_face.sanity import cascade
 from sdd_face.sdd import explain
 from sdd_face.search import searched_map
@@ -76,6 +77,32 @@ def test_the_mean_of_a_map_and_a_constant_are_the_logit(net, layer, size):
         if model.record["head"] != "linear": return  # SqueezeNet ends in a ReLU
         maps, constants = logit_maps(model.head, features, classes)
     torch.testing.assert_close(maps.mean((2, 3)) + constants, logits.gather(1, classes), rtol=1e-3, atol=1e-3)
+
+
+def test_a_head_that_a_constant_outweighs_is_not_taken_for_linear():
+    """What the features add is small beside a trained bias; only half of it passes the ReLU."""
+    net = shaken(Embedding(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(300, 6))))
+    with torch.no_grad(): net.rest[2].bias += 1e4
+    assert wrap(net, "body", names=NAMES, size=(80, 80)).record["head"] == "not linear"
+
+
+def test_double_precision_stays_exact():
+    model, images = wrap(resnet().double(), "layer4", names=NAMES, size=(96, 96)), pictures(96)
+    why = explain(model, images)
+    _, bias = model.head.spatial_weights(why.classes)
+    with torch.no_grad(): logits = model(model.preprocess(images)).gather(1, why.classes)
+    torch.testing.assert_close(why.cams.mean((2, 3)) + bias, logits, rtol=1e-9, atol=1e-9)
+
+
+def test_maps_are_never_cut_to_a_smaller_network():
+    """A map of 112 x 112 is laid over all of the 80 x 80 that the network sees."""
+    model = wrap(shaken(Embedding()), "body", names=NAMES, size=(80, 80))
+    faces = Faces(pictures(80), torch.tensor([0, 0, 1]), NAMES, torch.arange(3), list("abc"))
+    large, small = sf.blind_maps(3)["disc"], sf.blind_maps(3, size=(80, 80))["disc"]
+    found = evaluate(model, faces, {"large": large, "small": small}, masking=Masking(draws=0))
+    assert (found.drop("deletion", "large") - found.drop("deletion", "small")).abs().max() < 0.05
+    with pytest.raises(ValueError, match=r"expected \(M, 80, 80\)"):
+        masked_scores(model, faces.images, faces.labels, torch.ones(1, 112, 112), probe=Probe())
 
 
 def test_which_heads_are_linear():
