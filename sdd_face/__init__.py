@@ -35,6 +35,7 @@
   paint           how a face is painted, layer by layer
   images          image files become faces, or are refused with a reason
   inputs          faces in any form become one tensor
+  photos          the faces of a photograph, found, numbered and aligned
   facescrub       FaceScrub's lists, row by row
   download        its photographs, fetched and checked
   fetch           one photograph from the web, politely and safely
@@ -43,6 +44,7 @@
   crops           a folder of photographs becomes a folder of faces
   augmentation    faces changed as AdaFace changes them while it trains
 
+  explanation     what an explanation holds, its picture and its files
   classes         which people an image is explained with
   maps            arithmetic on maps
   masks           which pixels a map chooses, and what covers them
@@ -81,7 +83,8 @@ _OFFERED = {  # module -> what it offers here
     "wrapping": "wrap",
     "finetune": "Recipe",
     "runs": "Settings make_run open_run",
-    "sdd": "explain plot_explanation",
+    "sdd": "explain",
+    "explanation": "plot_explanation",
     "cam": "class_activation_maps",
     "pairs": "explain_pair plot_pairs",
     "methods": "METHODS attribute method_options",

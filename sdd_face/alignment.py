@@ -37,14 +37,17 @@ def similarity(
 def align_face(
     photo: Image.Image,  # of any size and colour mode
     landmarks: np.ndarray,  # (5, 2), x and y in the photograph's stored pixels, in the order of LANDMARKS
-) -> np.ndarray:  # (112, 112, 3), uint8 RGB
+    *,
+    size: tuple[int, int] = (SIZE, SIZE),  # H, W of the crop; the template grows with it
+) -> np.ndarray:  # (H, W, 3), uint8 RGB
     """Cut out a face so that its landmarks lie where the template has them; what lies beyond the photograph is black.
 
     Raises ValueError for landmarks that tell no scale.
     """
     matrix = similarity(landmarks)
     matrix[:, 2] += 0.5 - matrix[:, :2] @ [0.5, 0.5]  # a pixel's corner has whole numbers for Pillow, its middle for us
-    crop = to_rgb(photo).transform((SIZE, SIZE), Image.Transform.AFFINE, matrix.ravel(), Image.Resampling.BILINEAR)
+    matrix[:, :2] *= SIZE / np.array(size[::-1])
+    crop = to_rgb(photo).transform(size[::-1], Image.Transform.AFFINE, matrix.ravel(), Image.Resampling.BILINEAR)
     return np.asarray(crop)
 
 # %% ../nbs/photographs/alignment.ipynb #479790da

@@ -23,7 +23,7 @@ from .maps import read_maps
 from .masks import fill_for, random_masks, same_size_masks, top_mask, uniform_numbers
 from .model import FaceRecognizer, require_evaluation
 from .passes import choose_precision, pass_size
-from .plot import overlay, show_images
+from .plot import overlay, percent, person_label, show_images
 from .sdd import explain_features
 from .tables import Measured
 
@@ -243,7 +243,7 @@ def plot_masking(
         probabilities = model(model.preprocess(torch.stack([image, *seen]))).float().softmax(1)
         heat = explain_features(model, features, logits, **options).sdd.map[0]
     best = probabilities[0].argmax()
-    said = [f"{model.names[best]}: {p[best]:.1%}" for p in probabilities]
+    said = [f"{person_label(model.names[best])}: {percent(p[best])}" for p in probabilities]
     word = {"deletion": "deleted", "retention": "retained"}[scheme]
     titles = [f"original\n{said[0]}", "SDD CAM\n", f"SDD CAM {word}\n{said[1]}", f"random CAM {word}\n{said[2]}"]
     return show_images([image, overlay(image, heat, colors=colors), *seen], titles, columns=4, bar=colors)

@@ -185,6 +185,7 @@ def attribute(
     target: int | str | list | Tensor | None = None,  # class or name: for all, (B,), or (B, S); None: the most probable
     method: str = "sdd",  # a key of METHODS
     batch_size: int | None = None,  # images in memory; None: BATCH_SIZES, or 16 on the CPU
+    align: bool = False,  # the images are photographs, in which the largest face is found first
     **options,  # see `method_options`
 ) -> Tensor:  # (B, H, W) or (B, S, H, W), float32, on the device of the images; higher is more important
     """Explain faces by any method, with maps as large as what the network sees. Several classes of a face share passes.
@@ -198,7 +199,7 @@ def attribute(
     _check_model(model, method)
     if batch_size is None: batch_size = pass_size(BATCH_SIZES[how.family], model.device)
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
-    images = read_faces(images, size=model.image_size)
+    images = read_faces(images, size=model.image_size, align=align)
     if not len(images): model.preprocess(images)  # says that there are none
     asked = asked_classes(target, options.get("against"), model.names, len(images))
     if asked["against"] is not None: options["against"] = asked["against"]

@@ -19,7 +19,7 @@ from .checkpoints import choose_architecture, download_checkpoint, read_checkpoi
 from .distributed import all_gather, rank, shard, world_size
 from .files import PACKAGED, atomic_path, is_hub_name
 from .heads import CLASSIFIERS, OwnHead, PoolHead
-from .inputs import read_faces
+from .inputs import Given, read_faces
 from .networks import embedding_network
 from .passes import choose_precision, pass_size, passes_in
 
@@ -114,11 +114,11 @@ class FaceRecognizer(nn.Module):
         "Compute the logits of preprocessed images."
         return self.head(self.features(x))
 
-    def embed(self, images: Tensor | list, *, batch_size: int = 128) -> Tensor:  # (B, E), unit length
-        "Compute the network's own embedding of RGB images, the published one unless fine-tuned, without gradients."
+    def embed(self, images: Given | list, *, batch_size: int = 128, align: bool = False) -> Tensor:  # (B, E)
+        "Compute the network's own embedding of RGB images, of unit length, without gradients; see `read_faces`."
         require_evaluation(self)
+        parts = read_faces(images, size=self.image_size, align=align).split(pass_size(batch_size, self.device))
         with torch.no_grad():
-            parts = read_faces(images, size=self.image_size).split(pass_size(batch_size, self.device))
             batches = [self.features(self.preprocess(part)) for part in parts]
             return torch.cat([self.backbone.unit_embedding(features)[0] for features in batches])
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from .cam import logit_maps
 from .heads import PoolHead
-from .inputs import read_faces
+from .inputs import read_faces, refuse_blank
 from .model import HEADS, FaceRecognizer, require_evaluation
 from .plot import overlay, show_images
 from .sdd import SDD, sdd
@@ -47,10 +47,11 @@ def explain_pair(
     gallery: Tensor | None = None,  # (G, 3, 112, 112): images of other people; None: no SDD
     *,
     top_k: int = 5,  # the other image and the most similar ones of the gallery
+    align: bool = False,  # the two are photographs, in which the largest face is found first
     **options,  # of `sdd`
 ) -> PairExplanation:  # on the model's device
     "Share the cosine of two embeddings out to the places of either image, exactly. ValueError for what is no pair."
-    a, b = (read_faces(each, size=model.image_size) for each in (a, b))
+    a, b = (read_faces(each, size=model.image_size, align=align) for each in (a, b))
     if gallery is not None: gallery = read_faces(gallery, size=model.image_size)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} images a and {len(b)} images b; expected as many of one as of the other")
@@ -62,18 +63,12 @@ def explain_pair(
         raise ValueError(f"{model.record['arch']} was wrapped as a classifier; expected a network with an embedding")
     features = [model.features(model.preprocess(images)) for images in (a, b)]
     for name, images in (("a", a), ("b", b), ("the gallery", gallery)):
-        if images is not None: _refuse_blank(images, name)
+        if images is not None: refuse_blank(images, of=f" of {name}")
     unit = [normalize(model.backbone.output_layer(each)) for each in features]
     others = unit[0][:0] if gallery is None else model.embed(gallery)
     both = zip(features, unit, reversed(unit))
     sides = [_side(model, f, mine, theirs, others, top_k, options) for f, mine, theirs in both]
     return PairExplanation((unit[0] * unit[1]).sum(1), *sides)
-
-
-def _refuse_blank(images: Tensor, name: str) -> None:
-    "Refuse images that cannot hold a face."
-    blank = (images.flatten(2).amax(2) == images.flatten(2).amin(2)).all(1).nonzero()
-    if len(blank): raise ValueError(f"image {blank[0, 0]} of {name} is of one colour: there is no face in it")
 
 # %% ../nbs/beyond/08_pairs.ipynb #e81edc1e
 def _side(

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from .alignment import align_face
 from .checkpoints import read_record
+from .explanation import plot_explanation
 from .files import PACKAGED, project_path
 from .images import read_image, to_rgb
 from .inputs import read_faces
 from .landmarks import find_landmarks
 from .model import load_recognizer
 from .pairs import explain_pair, plot_pairs
-from .sdd import explain, plot_explanation
+from .sdd import explain
 from .synthetic import draw_faces, make_people
 
 # %% ../nbs/running/pictures.ipynb #cf9bbd97

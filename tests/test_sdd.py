@@ -8,8 +8,9 @@ import torch
 from torchcam.methods import FinerCAM
 
 from sdd_face.cam import class_activation_maps
+from sdd_face.explanation import plot_explanation
 from sdd_face.model import FaceRecognizer
-from sdd_face.sdd import explain, plot_explanation, sdd
+from sdd_face.sdd import explain, sdd
 
 CASES = json.loads((Path(__file__).parent / "golden" / "sdd.json").read_text())["cases"]
 

@@ -22,7 +22,7 @@ PLAIN = {"top_mask": {"cut"}, "paint": {"part"}}
 # Constants of a method, which are options so that they can be read and changed, though nothing here changes them.
 CONSTANTS = {"bootstrap": {"level"}, "compare": {"level"}, "smooth_variations": {"deviation"}}
 PLAIN_TYPES = {"str", "int", "float", "bool", "None"}
-FRAMEWORK = {"error", "kernel_spec", "forward", "_check_input_dim"}  # methods that a base class calls
+FRAMEWORK = {"error", "kernel_spec", "forward", "_check_input_dim", "_repr_html_"}  # methods that others call
 
 
 # Reading
