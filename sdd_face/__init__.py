@@ -39,6 +39,7 @@
   facescrub       FaceScrub's lists, row by row
   download        its photographs, fetched and checked
   fetch           one photograph from the web, politely and safely
+  landmark_table  landmarks that somebody measured
   landmarks       eyes, nose and corners of the mouth
   alignment       from a photograph to an aligned face
   crops           a folder of photographs becomes a folder of faces
@@ -70,7 +71,12 @@
   keys            what a result depends on, as one hash
   reproduce       all notebooks, each of them once
   pictures        one explanation from files to a picture
+  reports         many photographs: their pictures, numbers and maps
   cli             the command `sdd-face`
+  console         how it speaks, and what its exit status says
+  cli_pictures    `explain` and `explain-pair`
+  cli_runs        `reproduce`, `train`, `evaluate` and `notebooks`
+  cli_photos      `align` and `facescrub download`
   plot            the helpers that draw every picture
 """
 __version__ = "0.1.0"
