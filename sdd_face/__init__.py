@@ -72,6 +72,7 @@
   pictures        one explanation from files to a picture
   cli             the command `sdd-face`
   plot            the helpers that draw every picture
+  alt_text        what a figure shows, in words
 """
 __version__ = "0.1.0"
 
