@@ -9,7 +9,7 @@ from time import perf_counter
 
 from api import write_reference
 from links import broken, loaded_from_elsewhere
-from pages import ROOMS, Site, all_notebooks, title_of, write_pages
+from pages import Site, all_notebooks, rooms, title_of, write_pages
 from sphinx.cmd.build import main as sphinx
 
 HERE = Path(__file__).resolve().parent
@@ -25,8 +25,8 @@ def build(out: Path) -> int:
         site.stage.mkdir()
         write_pages(site)
         titles = {str(path.relative_to(site.notebooks)): title_of(path) for path in all_notebooks(site)}
-        rooms = {".": "The paper", "beyond": "Beyond the paper", **ROOMS}
-        write_reference(ROOT / "sdd_face", site.stage / "api", titles=titles, rooms=rooms)
+        folders = {".": "The paper", "beyond": "Beyond the paper", **rooms(site), "course": "The course"}
+        write_reference(ROOT / "sdd_face", site.stage / "api", titles=titles, rooms=folders)
         options = ["-q", "-W", "--keep-going", "-j", "auto", "-c", str(HERE), "-d", f"{folder}/doctrees"]
         failed = sphinx([*options, str(site.stage), str(out)])
     problems = sorted({*broken(out), *loaded_from_elsewhere(out)})

@@ -28,7 +28,7 @@ nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 python_maximum_signature_line_length = 80
 python_display_short_literal_types = True
 add_module_names = False
-exclude_patterns = ["figures/*.md"]
+suppress_warnings = ["ref.python"]  # a name in a signature may be defined twice
 
 html_theme = "furo"
 html_title = project

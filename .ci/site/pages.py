@@ -23,14 +23,15 @@ PARTS = {
     "III Beyond": ("beyond/07_*", "beyond/08_*", "beyond/09_*", "beyond/14_*", "beyond/16_*", "beyond/15_*",
                    "beyond/1[7-9]_*", "beyond/[2-9]*"),
     "The course": ("course/*",),
-    "Try it": ("explore*",),
+    "Try it": ("explore.*",),
 }
 ROOMS = {
     "networks": "Networks", "photographs": "Photographs and faces", "measuring": "Maps and measures",
     "running": "Runs, files and pictures",
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a kernel; the picture or text beside it does not
 PICTURES = ("image/png", "image/jpeg")
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION *$", flags=re.DOTALL | re.MULTILINE)
+SOLUTION = re.compile(r"^( *)### BEGIN (SOLUTION|HIDDEN TESTS)\n.*?^ *### END \2 *$", flags=re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,17 @@ def pictures_of(notebook: NotebookNode) -> dict[str, str]:
 
 
 def prepared_cell(cell: NotebookNode, path: Path, site: Site) -> NotebookNode | None:
-    """Prepare one cell; None for one that has nothing to show."""
-    if cell.cell_type == "markdown": cell.source = readable(cell.source, path, site)
+    """Prepare one cell; None for one that has nothing to show. A lesson is shown as students get it."""
+    if cell.cell_type == "markdown":
+        answer = cell.metadata.get("nbgrader", {}).get("solution")
+        cell.source = "*Your answer.*" if answer else readable(cell.source, path, site)
     if cell.cell_type != "code": return cell
     cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE).strip("\n")
     cell.source = SOLUTION.sub(r"\1...  # yours to write", cell.source)
     hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
     if hidden: cell.metadata.tags = sorted({*cell.metadata.get("tags", []), "hide-input"})
     for output in cell.outputs:
+        if "data" in output: output.data.pop(WIDGET, None)
         if "text/markdown" in output.get("data", {}):
             output.data["text/markdown"] = readable(output.data["text/markdown"], path, site)
     return cell if cell.source else None
@@ -120,12 +124,14 @@ def prepared_cell(cell: NotebookNode, path: Path, site: Site) -> NotebookNode | 
 def open_links(path: Path, site: Site) -> str:
     """Say where a notebook can be opened: those that explain, also where it runs without being installed."""
     inside = path.relative_to(site.root)
+    if path.parent.name == "course": return "{.open-links}\n`sdd-face course DIR` copies the lessons, ready to be worked on."
     links = [f"[Notebook on GitHub]({site.source(path)})"]
-    if path.parent.name in ("nbs", "beyond", "course"):
+    if path.parent.name in ("nbs", "beyond"):
         colab = site.repository.replace("https://github.com", "https://colab.research.google.com/github")
         binder = site.repository.replace("https://github.com", "https://mybinder.org/v2/gh")
-        links.append(f"[open in Colab]({colab}/blob/main/{inside})")
         links.append(f"[open in Binder]({binder}/main?labpath={quote(str(inside), safe='')})")
+        install = f'`%pip install "sdd_face[notebooks] @ git+{site.repository}"`'
+        links.append(f"[open in Colab]({colab}/blob/main/{inside}), and there first run {install}")
     return "{.open-links}\n" + " · ".join(links)
 
 
@@ -168,14 +174,21 @@ def ordered(patterns: tuple[str, ...], site: Site) -> list[str]:
 def contents(site: Site) -> str:
     """Write the contents of the whole site."""
     parts = {name: ordered(patterns, site) for name, patterns in PARTS.items()}
-    parts["The rest of the package"] = list(ROOMS)
+    parts["The rest of the package"] = list(rooms(site))
     parts["To look things up"] = ["api/index", "command", "figures"]
     return "\n".join(toctree(names, caption=name, hidden=True) for name, names in parts.items() if names)
 
 
+def rooms(site: Site) -> dict[str, str]:
+    """Tell what the folders of notebooks without a number are called."""
+    folders = {path.parent.relative_to(site.notebooks) for path in all_notebooks(site)}
+    others = sorted(map(str, folders - {Path(), Path("beyond"), Path("course"), *map(Path, ROOMS)}))
+    return ROOMS | {folder: folder.capitalize() for folder in others}
+
+
 def write_rooms(site: Site) -> None:
     """Write a page for each folder of notebooks without a number."""
-    for folder, name in ROOMS.items():
+    for folder, name in rooms(site).items():
         pages = sorted(site.stage.glob(f"{folder}/*.ipynb"))
         lines = [f"# {name}", "", toctree([f"{folder}/{path.stem}" for path in pages])]
         (site.stage / f"{folder}.md").write_text("\n".join(lines), encoding="utf-8")
