@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -136,6 +137,15 @@ def test_solutions_and_directives_are_not_shown(tmp_path: Path):
     assert "Because" not in pages.prepared_cell(answer, ROOT / "nbs/06_evaluation.ipynb", site).source
     empty = nbformat.v4.new_code_cell("#| default_exp masks")
     assert pages.prepared_cell(empty, ROOT / "nbs/06_evaluation.ipynb", site) is None
+
+
+def test_badges_open_what_is_there():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    opened = re.findall(r"\((https://(?:colab|mybinder)\S+?ipynb)\)", readme)
+    paths = [unquote(re.search(r"nbs(?:/|%2F).*", each)[0]) for each in opened]
+    assert len(paths) >= 10 and all((ROOT / path).exists() for path in paths)
+    binder = (ROOT / ".binder/requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert "-e .[notebooks]" in binder  # a path in it starts at the repository's root
 
 
 # The whole site

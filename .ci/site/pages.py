@@ -124,7 +124,7 @@ def prepared_cell(cell: NotebookNode, path: Path, site: Site) -> NotebookNode | 
 def open_links(path: Path, site: Site) -> str:
     """Say where a notebook can be opened: those that explain, also where it runs without being installed."""
     inside = path.relative_to(site.root)
-    if path.parent.name == "course": return "{.open-links}\n`sdd-face course DIR` copies the lessons, ready to be worked on."
+    if path.parent.name == "course": return "{.open-links}\n`sdd-face course DIR` copies the lessons, to be worked on."
     links = [f"[Notebook on GitHub]({site.source(path)})"]
     if path.parent.name in ("nbs", "beyond"):
         colab = site.repository.replace("https://github.com", "https://colab.research.google.com/github")
