@@ -19,7 +19,7 @@ MOST = 16  # images, lines or bars that are named
 
 def _plain(text: str) -> str:
     "Write a title in one line, without the signs of formulas."
-    return re.sub(r"\\mathrm|\\(?=[a-zA-Z])|[${}]", "", " ".join(text.split()))
+    return re.sub(r"\\mathrm|\\(?=[a-zA-Z])|[${}]", "", ", ".join(text.split("\n")))
 
 
 def _listed(words: list[str]) -> str:

@@ -100,7 +100,7 @@ def pictures_of(notebook: NotebookNode) -> dict[str, str]:
             for kind in PICTURES:
                 if kind not in output.get("data", {}): continue
                 digest = hashlib.sha256(b64decode(output.data[kind])).hexdigest()
-                found[digest] = output.metadata.get(kind, {}).get("alt") or f"Picture: {heading}"
+                found[digest] = f"{heading}: {output.metadata.get(kind, {}).get('alt', 'a picture')}"
     return found
 
 
