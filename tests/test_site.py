@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -83,6 +84,16 @@ def test_every_comment_of_the_package_is_found():
 
 # Pages and links
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder as the web does, and give its address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 PAGE = """<h1 id="top">A page</h1> <a href="#top">up</a> <a href="other.html">other</a> <code>a $ b</code>
 <img src="picture.png" alt="a face">"""
 WRONG = {
@@ -109,6 +120,18 @@ def test_what_leads_nowhere_is_named(wrong: str, tmp_path: Path):
 def test_what_another_server_would_have_to_send_is_named(tmp_path: Path):
     (tmp_path / "index.html").write_text('<script src="https://cdn.example/x.js"></script>')
     assert "cdn.example" in next(load("links").loaded_from_elsewhere(tmp_path))
+
+
+def test_addresses_outside_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture):
+    links = load("links")
+    (tmp_path / "there.txt").write_text("")
+    page = tmp_path / "index.html"
+    with served(tmp_path) as address:
+        page.write_text(f'<a href="{address}/there.txt#a">x</a> <a href="https://colab.research.google.com/x">y</a>')
+        assert links.main([str(tmp_path)]) == 0
+        page.write_text(page.read_text() + f'<a href="{address}/gone.txt">z</a>')
+        assert links.main([str(tmp_path)]) == 1
+    assert f"{address}/gone.txt: 404" in capsys.readouterr().out
 
 
 def test_links_of_a_notebook_lead_to_pages(tmp_path: Path):
@@ -182,23 +205,14 @@ def test_it_can_be_searched_and_stays_whole_without_pictures(site: Path):
     assert not [path for path in site.rglob("*.html") if "BEGIN SOLUTION" in path.read_text(encoding="utf-8")]
 
 
-@pytest.fixture
-def address(site: Path) -> Iterator[str]:
-    """Serve the site as the web does, and give its address."""
-    handler = partial(SimpleHTTPRequestHandler, directory=site)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium to open the pages with")
-def test_a_browser_has_nothing_to_complain_of(address: str, tmp_path: Path):
+def test_a_browser_has_nothing_to_complain_of(site: Path, tmp_path: Path):
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
                "--virtual-time-budget=5000", f"--user-data-dir={tmp_path}"]
-    for page in ("index.html", "05_sdd.html", "api/masks.html", "search.html?q=divergence"):
-        command = [CHROMIUM, *options, f"{address}/{page}"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert "CONSOLE" not in result.stderr, result.stderr
+    with served(site) as address:
+        for page in ("index.html", "05_sdd.html", "api/masks.html", "search.html?q=divergence"):
+            command = [CHROMIUM, *options, f"{address}/{page}"]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            assert "CONSOLE" not in result.stderr, result.stderr
     assert 'href="05_sdd.html' in result.stdout and "search-summary" in result.stdout
