@@ -78,6 +78,7 @@
   cli_runs        `reproduce`, `train`, `evaluate` and `notebooks`
   cli_photos      `align` and `facescrub download`
   plot            the helpers that draw every picture
+  alt_text        what a figure shows, in words
 """
 __version__ = "0.1.0"
 
