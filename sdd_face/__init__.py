@@ -27,6 +27,9 @@
 
   networks        IR-ResNet and MobileFaceNet in their published layouts
   heads           from feature maps to logits, in four linear ways
+  recognizer      a network, a head, the names of its people, and what it wants its pixels to be
+  cutting         any network in two halves, before and after one of its layers
+  divisors        heads that divide by a length or a deviation
   wrapping        any network, from the name of a layer on
   checkpoints     weights files of others, recognised by their content
   backward_rules  guided backpropagation and DeepLIFT for PReLU

@@ -49,7 +49,8 @@ def _squeeze(channels: int) -> SqueezeExcitation:
 # %% ../nbs/networks/networks.ipynb #dc6c7fed
 class EmbeddingNetwork(nn.Module):
     "A face network: `features`, then `output_layer`, which is linear in evaluation mode, then unit length."
-    size = 112, 112  # height and width of the faces that it takes
+    size = 112, 112  # height and width of what it sees of ...
+    whole = 112, 112  # ... an aligned face
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
