@@ -26,8 +26,13 @@
   readings        which open points of the paper move its tables
 
   networks        IR-ResNet and MobileFaceNet in their published layouts
+  inception       the layers of facenet-pytorch's InceptionResnetV1
   heads           from feature maps to logits, in four linear ways
+  recognizer      a network, a head, the names of its people, and what it wants its pixels to be
+  cutting         any network in two halves, before and after one of its layers
+  divisors        heads that divide by a length or a deviation
   wrapping        any network, from the name of a layer on
+  layouts         the same layers under other names
   checkpoints     weights files of others, recognised by their content
   backward_rules  guided backpropagation and DeepLIFT for PReLU
   batch_norm      batch norm over the batches of several processes
