@@ -181,11 +181,12 @@ def in_words(
     digits: int = 1,
 ) -> str:
     "Say how a map stands to its reference, with the difference and its interval."
-    map, reference, number = title(row["map"]), title(row["reference"]), with_interval(row, digits=digits)
-    if not math.isfinite(row["ci_low"]): return f"{map} and {reference} differ by {number}{unit}, without an interval"
-    if row["ci_low"] > 0: return f"{map} is better than {reference}, by {number}{unit}"
-    if row["ci_high"] < 0: return f"{map} is worse than {reference}, by {number}{unit}"
-    return f"{map} cannot be told apart from {reference}, the difference is {number}{unit}"
+    map, reference = title(row["map"]), title(row["reference"])
+    number = f"({with_interval(row, digits=digits)}{unit})"
+    if not math.isfinite(row["ci_low"]): return f"{map} and {reference} differ by a number without an interval {number}"
+    if row["ci_low"] > 0: return f"{map} is better than {reference} {number}"
+    if row["ci_high"] < 0: return f"{map} is worse than {reference} {number}"
+    return f"{map} cannot be told apart from {reference} {number}"
 
 # %% ../nbs/measuring/tables.ipynb #ca044a06
 def wide(
