@@ -41,7 +41,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         **extras, "dev": sum(extras.values(), []) + settings["dev_requirements"].split(),
-        "bench": settings["bench_requirements"].split()},
+        **{name: settings[f"{name}_requirements"].split() for name in ("bench", "docs")}},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     cmdclass={"sdist": SourceArchive},
     zip_safe=False,

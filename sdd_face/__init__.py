@@ -26,8 +26,13 @@
   readings        which open points of the paper move its tables
 
   networks        IR-ResNet and MobileFaceNet in their published layouts
+  inception       the layers of facenet-pytorch's InceptionResnetV1
   heads           from feature maps to logits, in four linear ways
+  recognizer      a network, a head, the names of its people, and what it wants its pixels to be
+  cutting         any network in two halves, before and after one of its layers
+  divisors        heads that divide by a length or a deviation
   wrapping        any network, from the name of a layer on
+  layouts         the same layers under other names
   checkpoints     weights files of others, recognised by their content
   backward_rules  guided backpropagation and DeepLIFT for PReLU
   batch_norm      batch norm over the batches of several processes
@@ -39,6 +44,7 @@
   facescrub       FaceScrub's lists, row by row
   download        its photographs, fetched and checked
   fetch           one photograph from the web, politely and safely
+  landmark_table  landmarks that somebody measured
   landmarks       eyes, nose and corners of the mouth
   alignment       from a photograph to an aligned face
   crops           a folder of photographs becomes a folder of faces
@@ -55,6 +61,7 @@
   intervals       how sure a mean over faces is
   tables          numbers of each face become rows with intervals
   published       Tables 1 and 2 in the paper's own rows
+  wording         a sentence says how two maps compare
   localisation    does a map point at the pixels that matter?
   regions         eyes, brows, nose and mouth: where they are
   inpainting      one region is changed: does the map find it?
@@ -70,8 +77,14 @@
   keys            what a result depends on, as one hash
   reproduce       all notebooks, each of them once
   pictures        one explanation from files to a picture
+  reports         many photographs: their pictures, numbers and maps
   cli             the command `sdd-face`
+  console         how it speaks, and what its exit status says
+  cli_pictures    `explain` and `explain-pair`
+  cli_runs        `reproduce`, `train`, `evaluate` and `notebooks`
+  cli_photos      `align` and `facescrub download`
   plot            the helpers that draw every picture
+  alt_text        what a figure shows, in words
 """
 __version__ = "0.1.0"
 

@@ -68,8 +68,10 @@ def check_box(
 def crop_box(
     photo: Image.Image,  # of any size and colour mode; turned as its EXIF data say, after cropping
     box: tuple[int, int, int, int],  # x1, y1, x2, y2 in the photograph's stored pixels
-) -> np.ndarray:  # (112, 112, 3), uint8 RGB
+    *,
+    size: tuple[int, int] = (SIZE, SIZE),  # H, W of the crop
+) -> np.ndarray:  # (H, W, 3), uint8 RGB
     "Cut out a box. Raises LeftOut, a ValueError, where it is empty or reaches beyond the photograph."
     check_box(box, photo.size)
     crop = ImageOps.exif_transpose(photo.crop(box))
-    return np.asarray(to_rgb(crop).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(to_rgb(crop).resize(size[::-1], Image.Resampling.BICUBIC))

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 import yaml
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from .networks import ARCHITECTURES, MobileFaceNet, embedding_network
+from .layouts import of_other_names
+from .networks import ARCHITECTURES, embedding_network
 
 # %% ../nbs/networks/checkpoints.ipynb #d93e8130
 class _Nothing:
@@ -32,18 +33,19 @@ class _Nothing:
 
 
 class _NoNumber:
-    "Stand for what numpy makes of pickled numbers outside tensors."
+    "Stand for what numpy makes of pickled numbers outside tensors, and for functions that are given some arguments."
     def __init__(self, *args): pass
     def __setstate__(self, state): pass
 
 
-def _load_pickle(path: str | os.PathLike) -> object:
+def _load_pickle(path: str | os.PathLike) -> tuple[object, list[str]]:  # and the classes and functions it names
     "Read a PyTorch checkpoint, empty dictionaries in the place of all but tensors, numbers, text, lists, dictionaries."
     with open(path, "rb") as file: zipped = file.read(2) == b"PK"
     names = get_unsafe_globals_in_checkpoint(path) if zipped else []
-    kinds = {name: _NoNumber if name.startswith("numpy") else _Nothing for name in names}
+    states = "numpy", "functools.partial"  # what their pickles set is no dictionary
+    kinds = {name: _NoNumber if name.startswith(states) else _Nothing for name in names}
     stands = [(type("Nothing", (kind,), {}), name) for name, kind in kinds.items()]
-    with safe_globals(stands): return torch.load(path, map_location="cpu", weights_only=True)
+    with safe_globals(stands): return torch.load(path, map_location="cpu", weights_only=True), names
 
 # %% ../nbs/networks/checkpoints.ipynb #9ce96464
 @contextmanager
@@ -61,7 +63,7 @@ def weights_errors(path: str | os.PathLike) -> Iterator[None]:
 # %% ../nbs/networks/checkpoints.ipynb #3ab25ebe
 def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     "Read the tensors of a weights file, and its record if it is ours, running no code of it. ValueError if without."
-    record = {}
+    record, names = {}, []
     with weights_errors(path):
         if Path(path).suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -69,12 +71,14 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         elif Path(path).suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 loaded, record = {name: file.get_tensor(name) for name in file.keys()}, _record(file)
-        else: loaded = _load_pickle(path)
-    keys = ("state_dict", "net_state_dict", "model_state_dict")
+        else: loaded, names = _load_pickle(path)
+    keys = ("state_dict", "net_state_dict", "model_state_dict", "model")
     inner = [loaded[key] for key in keys if key in loaded] if isinstance(loaded, dict) else []
     tensors = inner[0] if inner else loaded
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise ValueError(f"{path}: holds no state_dict, a dictionary of tensors by name")
+        pickled = any(name.startswith("torch.nn.modules.") for name in names)
+        advice = ", but a pickled network; save its state_dict: torch.save(net.state_dict(), PATH)" if pickled else ""
+        raise ValueError(f"{path}: holds no state_dict, a dictionary of tensors by name{advice}")
     return dict(tensors), record
 
 
@@ -101,10 +105,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     tensors, record = _read(path)
     found = Checkpoint(str(path), "state dict", tensors)
     if record: return _from_ours(found, record)
-    if any(name.startswith(("arg:", "aux:")) for name in tensors):
-        return replace(found, kind="MobileFaceNet y1", tensors=_from_mxnet(tensors), color="rgb", std=128.0)
-    if "linear7.conv.weight" in tensors:
-        return replace(found, kind="MobileFaceNet of PyTorch", tensors=_from_narrow(tensors), std=128.0)
+    if other := of_other_names(tensors): return replace(found, **other)
     for prefix in ("model.net.", "net."):
         if any(name.startswith(prefix) for name in tensors):
             color = _color_space(Path(path).with_name("model.yaml"))
@@ -141,30 +142,6 @@ def _color_space(path: Path) -> str:
     try: return {"RGB": "rgb", "BGR": "bgr"}[yaml.safe_load(path.read_text(encoding="utf-8"))["color_space"]]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected color_space: RGB or BGR") from error
-
-# %% ../nbs/networks/checkpoints.ipynb #473ae524
-def _from_mxnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Rename the arrays of MobileFaceNet y1 to the names of `MobileFaceNet`."
-    words = {"running_mean": "moving_mean", "running_var": "moving_var"}
-    norm_words = words | {"weight": "gamma", "bias": "beta"}
-    bare, renamed = {name.split(":")[-1]: value for name, value in tensors.items()}, {}
-    with torch.device("meta"): layers = dict(MobileFaceNet().named_modules())
-    for path, layer in layers.items():
-        vocabulary = norm_words if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)) else words
-        for name, like in layer.state_dict().items():
-            if "." in name: continue  # belongs to a layer within
-            old = "_".join([*path.split(".")[1:], vocabulary.get(name, name)])
-            old = {"pre_fc1_weight": "fc1_weight"}.get(old, old)  # the one name that the export did not keep
-            if old == "fc1_gamma": renamed[f"{path}.{name}"] = torch.ones(like.shape)  # its graph says fix_gamma
-            elif old in bare: renamed[f"{path}.{name}"] = bare[old]
-    return renamed
-
-
-def _from_narrow(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Sort the layers of the PyTorch MobileFaceNet into the three parts of `NarrowMobileFaceNet`."
-    layers = {"input_layer": ("conv1", "dw_conv1"), "body": ("blocks", "conv2"), "output_layer": ("linear7", "linear1")}
-    parts = {layer: part for part, inside in layers.items() for layer in inside}
-    return {f"{parts.get(name.partition('.')[0], 'unknown')}.{name}": value for name, value in tensors.items()}
 
 # %% ../nbs/networks/checkpoints.ipynb #0b99203d
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -218,7 +195,9 @@ def choose_architecture(
     if not against:
         first, known = next(iter(checkpoint.tensors)), ", ".join(ARCHITECTURES)
         raise ValueError(
-            f"{checkpoint.path}: a {checkpoint.kind} of another network, beginning with {first}; known are {known}")
+            f"{checkpoint.path}: a {checkpoint.kind} of another network, beginning with {first}; known are {known}. "
+            "For any other build the network, load this into it with net.load_state_dict, and wrap it: "
+            'sdd_face.wrap(net.eval(), "LAYER", names=[...], size=(HEIGHT, WIDTH))')
     if arch: hint = f"it fits {arch}"
     else: hint = "it fits no network of ours" if asked else f"{against} is the nearest"
     misfit = _misfit(checkpoint.tensors, against)

@@ -119,6 +119,7 @@ def plot_explanation(
     samples: Tensor | dict[int, Tensor] | None = None,  # of each class (3, H, W), uint8 RGB, drawn above its CAM
     index: int = 0,  # which of the faces
     colors: str = "plain",  # or "paper", see `overlay`
+    photo: Tensor | None = None,  # (3, h, w), uint8 RGB: where the face comes from, drawn above the SDD map
 ) -> Figure:
     "Draw one explanation as the paper's figures 3 and 4: samples of the classes, their CAMs, then SDD."
     images = explanation.images if images is None else images
@@ -126,8 +127,11 @@ def plot_explanation(
     classes, cams = explanation.classes[index].tolist(), explanation.cams[index]
     image = images[index][:, *visible_window(images.shape[-2:], cams.shape[-2:])]  # what the network saw of it
     below = [overlay(image, heat, colors=colors) for heat in (*cams, explanation.sdd.map[index])]
-    above = [] if samples is None else [samples[c] for c in classes] + [image]
-    titles = [person_label(explanation.names[c]) for c in classes] + ["test face"] if above else []
+    above, titles = [], []
+    if samples is not None or photo is not None:
+        above = [None if samples is None else samples[c] for c in classes] + [image if photo is None else photo]
+        titles = ["" if samples is None else person_label(explanation.names[c]) for c in classes]
+        titles.append("test face" if photo is None else "photograph")
     figure = show_images(above + below, titles + _titles(explanation, index), columns=len(classes) + 1)
     ranking = explanation.sdd.divergence[index].float().cpu()
     level = ranking.quantile(0.8).item()

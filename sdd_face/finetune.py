@@ -27,6 +27,7 @@ from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file,
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
 from .passes import pass_size, passes_in
+from .wrapping import WrappedRecognizer
 
 # %% ../nbs/03_finetune.ipynb #2ee82174
 def accuracy(
@@ -86,6 +87,12 @@ def start_training(
     "Begin a fine-tuning, or go back to the last whole epoch of one that was killed. ValueError for strangers."
     labels = labels_by_name(train.labels, train.names, model.names)
     whole, fused = recipe.layers == "all", True if model.device.type == "cuda" else None
+    if not whole and model.head.classifier is None:
+        raise ValueError(
+            "layers is 'head', but this network is wrapped with a classifier of its own; expected layers 'all', or a "
+            "network that gives an embedding, wrapped with names=[] and given people by `with_people`")
+    if compile == "yes" and isinstance(model, WrappedRecognizer):
+        raise ValueError("compile is 'yes', but a wrapped network is run as it is; expected 'auto' or 'no'")
     parameters = (model if whole else model.head.classifier).parameters()
     optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, fused=fused)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
@@ -173,8 +180,9 @@ def _logits(t: Training, index: Tensor) -> Tensor:
     if t.recipe.layers == "head": return t.model.head.classifier(images[: len(index)])
     full = len(index) == len(shard(range(t.recipe.batch_size)))  # the last batch is not worth a compilation
     x, features = t.model.preprocess(images)[: len(index)], t.features if full else t.model.backbone.features
-    with passes_in(t.model.precision, x.device): found = features(x)
-    return t.model.head(found.to(x.dtype))
+    whole = isinstance(t.model, WrappedRecognizer)  # it is not cut while it learns
+    with passes_in(t.model.precision, x.device): found = (t.model.backbone if whole else features)(x)
+    return (t.model.head.classify if whole else t.model.head)(found.to(x.dtype))
 
 
 @contextmanager
@@ -227,7 +235,6 @@ def finetune(
     """Fine-tune a network, continuing where a killed run stopped; FloatingPointError if the loss diverges.
 
     ValueError for what does not fit."""
-    if "layer" in model.record: raise ValueError("the model is wrapped; fine-tune the network itself, then wrap it")
     model, folder = model.to(best_device(device)).eval(), Path(folder) if folder else None
     if model.device.type == "cuda": torch.backends.cudnn.benchmark = True  # one size of batches: try what is fastest
     training = start_training(model, train, recipe, seed=seed, folder=folder, compile=compile)

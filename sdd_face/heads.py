@@ -8,7 +8,7 @@ __all__ = ['CLASSIFIERS', 'pull_back', 'LinearClassifier', 'CosineClassifier', '
 # %% ../nbs/networks/heads.ipynb #1d01ffc8
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose2d, linear, normalize
+from torch.nn.functional import linear, normalize
 
 from .passes import passes_in
 
@@ -28,33 +28,45 @@ def _pull_linear(layer: nn.Linear, v: Tensor) -> tuple[Tensor, Tensor]:
     return v @ layer.weight, v.new_zeros(len(v)) if layer.bias is None else v @ layer.bias
 
 
-def _pull_convolution(layer: nn.Conv2d, v: Tensor) -> tuple[Tensor, Tensor]:
-    "Take weights back through a convolution that is as large as its input."
-    if layer.padding != (0, 0) or layer.dilation != (1, 1):
-        raise ValueError(f"{layer} in an output layer; expected a convolution as large as the feature map")
-    v = v.reshape(len(v), -1, 1, 1)
-    constant = v.new_zeros(len(v)) if layer.bias is None else (v[..., 0, 0] * layer.bias).sum(1)
-    return conv_transpose2d(v, layer.weight, groups=layer.groups), constant
+def _pull_places(layer: nn.Module, v: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    "Take weights back through a convolution or an average over places: the gradient at zero, and the value there."
+    with torch.inference_mode(False), torch.enable_grad():
+        nothing = torch.zeros(len(v), *shape, dtype=v.dtype, device=v.device, requires_grad=True)
+        found = layer(nothing)
+        v = v.clone().reshape(found.shape)
+        weights, = torch.autograd.grad(found, nothing, v)
+    return weights, (found.detach() * v).flatten(1).sum(1)
 
 # %% ../nbs/networks/heads.ipynb #700214c3
 def pull_back(
-    layers: nn.Module,  # a chain of batch norms, dropouts, flattenings, linear layers, convolutions as large as the map
+    layers: nn.Module,  # a chain of batch norms, dropouts, flattenings, linear layers, convolutions, average pooling
     v: Tensor,  # (N, E): weights of what comes out
     shape: tuple[int, int, int],  # K, h, w of what goes in
 ) -> tuple[Tensor, Tensor]:  # (N, K, h, w): weights of what goes in; (N,): the constant
     "Turn weights of a chain's output into weights of its input. ValueError for a layer that is not linear."
-    constant = v.new_zeros(len(v))
-    for layer in reversed([each for each in layers.modules() if not isinstance(each, nn.Sequential)]):
+    chain = [each for each in layers.modules() if not isinstance(each, nn.Sequential)]
+    constant, shapes = v.new_zeros(len(v)), _shapes(chain, v.new_zeros(1, *shape))
+    for layer, before in reversed(list(zip(chain, shapes))):
         match layer:
-            case nn.Dropout() | nn.Identity() | nn.Flatten(): continue
+            case nn.Dropout() | nn.Dropout2d() | nn.Identity() | nn.Flatten() | nn.Unflatten(): continue
             case nn.BatchNorm1d() | nn.BatchNorm2d(): v, more = _pull_norm(layer, v)
             case nn.Linear(): v, more = _pull_linear(layer, v)
-            case nn.Conv2d(): v, more = _pull_convolution(layer, v)
+            case nn.Conv2d() | nn.AvgPool2d() | nn.AdaptiveAvgPool2d(): v, more = _pull_places(layer, v, before)
             case _:
                 kind = type(layer).__name__
                 raise ValueError(f"{kind} in an output layer; expected layers that are linear in evaluation mode")
         constant = constant + more
     return v.reshape(len(v), *shape), constant
+
+
+@torch.no_grad()
+def _shapes(chain: list[nn.Module], nothing: Tensor) -> list[torch.Size]:
+    "List the shapes of what goes into each layer of a chain, without the batch."
+    shapes = []
+    for layer in chain:
+        shapes.append(nothing.shape[1:])
+        nothing = layer(nothing)
+    return shapes
 
 # %% ../nbs/networks/heads.ipynb #e8ff2873
 class LinearClassifier(nn.Linear):

@@ -13,7 +13,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from .cam import logit_maps
+from .cam import has_exact_maps, logit_maps
 from .classes import asked_classes, compared_classes
 from .families import BATCH_SIZES, FAMILIES, compute_options
 from sdd_face.gradients import (
@@ -213,9 +213,9 @@ def _check_model(model: FaceRecognizer, method: str) -> None:
     if not isinstance(model, FaceRecognizer):
         raise ValueError(f"model is a {type(model).__name__}; expected a FaceRecognizer, see `load_recognizer`")
     require_evaluation(model)
-    if METHODS[method].assumes.startswith(LINEAR_HEAD) and not hasattr(model.head, "spatial_weights"):
+    if METHODS[method].assumes.startswith(LINEAR_HEAD) and not has_exact_maps(model.head):
         raise ValueError(
-            f"{method} assumes {LINEAR_HEAD}; a {type(model.head).__name__} gives no `spatial_weights`. "
+            f"{method} assumes {LINEAR_HEAD}; this {type(model.head).__name__} is not. "
             "gradcam and occlusion do without")
     if not model.names:
         raise ValueError(

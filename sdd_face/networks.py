@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'PickingConv2d', 'IRBlock', 'EmbeddingNetwork', 'IRResNet', 'Bottleneck', 'MobileFaceNet',
-           'NarrowBottleneck', 'NarrowMobileFaceNet', 'embedding_network']
+           'NarrowBottleneck', 'NarrowMobileFaceNet', 'InceptionResNet', 'embedding_network']
 
 # %% ../nbs/networks/networks.ipynb #8c92b6b1
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
+
+from .inception import blocks, first_layers, output_layers
 
 # %% ../nbs/networks/networks.ipynb #f684eee1
 class PickingConv2d(nn.Conv2d):
@@ -25,9 +27,12 @@ class IRBlock(nn.Module):
 
     BatchNorm, 3x3 convolution, BatchNorm, PReLU, 3x3 convolution with stride, BatchNorm."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, *, squeeze: bool = False):
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, *, squeeze: bool = False, shortcut: str = "pool",
+    ):
         super().__init__()
-        if channels_in == channels: self.shortcut_layer = nn.MaxPool2d(1, stride)
+        picks = channels_in == channels and (stride == 1 or shortcut == "pool")
+        if picks: self.shortcut_layer = nn.MaxPool2d(1, stride)
         else:
             shortcut = PickingConv2d(channels_in, channels, 1, stride, bias=False)
             self.shortcut_layer = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
@@ -49,7 +54,8 @@ def _squeeze(channels: int) -> SqueezeExcitation:
 # %% ../nbs/networks/networks.ipynb #dc6c7fed
 class EmbeddingNetwork(nn.Module):
     "A face network: `features`, then `output_layer`, which is linear in evaluation mode, then unit length."
-    size = 112, 112  # height and width of the faces that it takes
+    size = 112, 112  # height and width of what it sees of ...
+    whole = 112, 112  # ... an aligned face
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
@@ -81,20 +87,21 @@ class IRResNet(EmbeddingNetwork):
         widths: tuple[int, ...] = (64, 128, 256, 512),  # channels of each stage
         embedding: int = 512,
         squeeze: bool = False,
+        shortcut: str = "pool",  # where only the resolution changes: "pool" (AdaFace) or "convolution" (InsightFace)
     ):
         super().__init__()
         self.channels, self.embedding = widths[-1], embedding
         first = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.input_layer = nn.Sequential(first, nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0]))
-        blocks, way_in = [], widths[0]
+        body, way_in = [], widths[0]
         for depth, width in zip(depths, widths):
-            blocks.append(IRBlock(way_in, width, stride=2, squeeze=squeeze))
-            blocks += [IRBlock(width, width, stride=1, squeeze=squeeze) for _ in range(depth - 1)]
+            body.append(IRBlock(way_in, width, stride=2, squeeze=squeeze, shortcut=shortcut))
+            body += [IRBlock(width, width, stride=1, squeeze=squeeze) for _ in range(depth - 1)]
             way_in = width
-        self.body = nn.Sequential(*blocks)
+        self.body = nn.Sequential(*body)
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(self.channels), nn.Dropout(0.4), nn.Flatten(),
-            nn.Linear(self.channels * 49, embedding), nn.BatchNorm1d(embedding, affine=False))
+            nn.Linear(self.channels * 49, embedding), nn.BatchNorm1d(embedding, affine=shortcut == "convolution"))
 
 # %% ../nbs/networks/networks.ipynb #04235fe1
 def _conv(
@@ -193,6 +200,15 @@ class NarrowMobileFaceNet(EmbeddingNetwork):
             linear7=_layer(512, 512, (7, 6), groups=512, active=False), linear1=_layer(512, 128, 1, active=False),
             flatten=nn.Flatten())
 
+# %% ../nbs/networks/networks.ipynb #3a25d93f
+class InceptionResNet(EmbeddingNetwork):
+    "InceptionResnetV1 in the layout of facenet-pytorch: 1792 x 3 x 3 features of 160 x 160, 512 numbers of embedding."
+    channels, embedding, size, whole, feature_shape = 1792, 512, (160, 160), (160, 160), (1792, 3, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.input_layer, self.body, self.output_layer = first_layers(), blocks(), output_layers()
+
 # %% ../nbs/networks/networks.ipynb #d2bbde21
 ARCHITECTURES = {
     "ir_18": lambda: IRResNet((2, 2, 2, 2)),
@@ -203,6 +219,11 @@ ARCHITECTURES = {
     "ir_tiny": lambda: IRResNet((2, 2, 2, 2), widths=(8, 32, 64, 96), embedding=64),
     "mobilefacenet": MobileFaceNet,
     "mobilefacenet_96": NarrowMobileFaceNet,
+    "iresnet18": lambda: IRResNet((2, 2, 2, 2), shortcut="convolution"),
+    "iresnet34": lambda: IRResNet((3, 4, 6, 3), shortcut="convolution"),
+    "iresnet50": lambda: IRResNet((3, 4, 14, 3), shortcut="convolution"),
+    "iresnet100": lambda: IRResNet((3, 13, 30, 3), shortcut="convolution"),
+    "inception_resnet": InceptionResNet,
 }
 
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 
 from .cam import logit_maps
-from .heads import PoolHead
 from .inputs import read_faces, refuse_blank
-from .model import HEADS, FaceRecognizer, require_evaluation
 from .plot import overlay, show_images
+from .recognizer import FaceRecognizer, require_evaluation
 from .sdd import SDD, sdd
 
 # %% ../nbs/beyond/08_pairs.ipynb #2e47f751
@@ -59,12 +57,10 @@ def explain_pair(
         some = f"the other image, and some of a gallery of {len(gallery)}"
         raise ValueError(f"top_k is {top_k}; expected 2 to {len(gallery) + 1}: {some}")
     require_evaluation(model)
-    if not hasattr(model.backbone, "output_layer"):
-        raise ValueError(f"{model.record['arch']} was wrapped as a classifier; expected a network with an embedding")
     features = [model.features(model.preprocess(images)) for images in (a, b)]
     for name, images in (("a", a), ("b", b), ("the gallery", gallery)):
         if images is not None: refuse_blank(images, of=f" of {name}")
-    unit = [normalize(model.backbone.output_layer(each)) for each in features]
+    unit = [model.backbone.unit_embedding(each)[0] for each in features]
     others = unit[0][:0] if gallery is None else model.embed(gallery)
     both = zip(features, unit, reversed(unit))
     sides = [_side(model, f, mine, theirs, others, top_k, options) for f, mine, theirs in both]
@@ -76,18 +72,11 @@ def _side(
 ) -> Side:
     "Explain one image of each pair: a cosine classifier whose classes are the other images, and the gallery."
     cosines, rivals = (mine @ gallery.T).topk(min(top_k - 1, len(gallery)))
-    head = _directions(model, torch.cat([theirs, gallery]))
+    head = model.cosine_head(torch.cat([theirs, gallery]))
     classes = torch.cat([torch.arange(len(theirs), device=rivals.device)[:, None], rivals + len(theirs)], dim=1)
     maps, constants = logit_maps(head, features, classes)
     result = sdd(maps, **{"size": model.backbone.size} | options) if len(gallery) else None
     return Side(maps[:, 0], constants[:, 0], rivals, cosines, result)
-
-
-def _directions(model: FaceRecognizer, unit: Tensor) -> PoolHead:
-    "Make a cosine classifier over the network's own embedding, with these directions (N, E) for its classes."
-    head = HEADS["own"](model.backbone, 0, "cosine").eval()
-    head.classifier.scale, head.classifier.weight = 1.0, nn.Parameter(unit)
-    return head
 
 # %% ../nbs/beyond/08_pairs.ipynb #27479530
 @torch.no_grad()
@@ -100,7 +89,7 @@ def gallery_maps(
     require_evaluation(model)
     maps, constants = [], []
     for some, *directions in zip(*(each.split(32) for each in (images, *galleries))):
-        head = _directions(model, torch.cat(directions))
+        head = model.cosine_head(torch.cat(directions))
         classes = torch.arange(len(directions) * len(some), device=model.device).view(len(directions), -1).T
         found, constant = logit_maps(head, model.features(model.preprocess(some)), classes)
         maps.append(found)

@@ -93,10 +93,10 @@ def numbered(
 ) -> Tensor:  # (3, H, W), uint8 RGB
     "Draw boxes and numbers of all found faces into a photograph; the chosen one is white, the others are grey."
     image = to_rgb(ImageOps.exif_transpose(photo)).copy()
-    draw, line = ImageDraw.Draw(image), max(2, round(max(image.size) / 200))
+    draw, line = ImageDraw.Draw(image), max(2, round(max(image.size) / 120))
     for number, box in enumerate(portrait.boxes, 1):
         color = "white" if number == portrait.number else "grey"
         draw.rectangle(box.tolist(), outline=color, width=line)
         place = float(box[0]) + 2 * line, float(box[1]) + line
-        draw.text(place, str(number), fill=color, font_size=max(12, 6 * line), stroke_width=1, stroke_fill="black")
+        draw.text(place, str(number), fill=color, font_size=max(12, 9 * line), stroke_width=1, stroke_fill="black")
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

@@ -16,8 +16,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .alt_text import describe_figures
 from .files import atomic_path, project_path
 from .maps import resized, unit_range
+
+# %% ../nbs/running/plot.ipynb #e2c00363
+describe_figures()
 
 # %% ../nbs/running/plot.ipynb #87edf80a
 COLORS = {  # name -> matplotlib's colour map, and what its two ends mean

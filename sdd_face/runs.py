@@ -10,6 +10,7 @@ __all__ = ['QUICK', 'Settings', 'Run', 'open_or_make', 'make_run', 'run_settings
 import csv
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,6 +119,8 @@ def make_run(
         model = settings.start_model(faces.names)
         return finetune(model, train, val, recipe=settings.recipe, folder=folder, **options)
 
+    if missing: _tell_left_out(faces)
+    else: _refuse_other_settings(name, settings, made_from)
     opened = {"color": settings.color, "precision": settings.precision}
     model = open_or_make(file, made_from, train_model, **opened).to(best_device(device))
     run = Run(model, train, val, test, folder, settings)
@@ -165,6 +168,26 @@ def open_or_packaged(
     return Run(model, *sides, project_path("runs") / name, settings)
 
 # %% ../nbs/running/runs.ipynb #20bd3b72
+def _tell_left_out(faces: Faces) -> None:
+    "Warn once of files and people that the run does without."
+    if not faces.skipped or not is_main(): return
+    first = "; ".join(f"{what}: {why}" for what, why in faces.skipped[:3])
+    more = f"; and {len(faces.skipped) - 3} more" if len(faces.skipped) > 3 else ""
+    warnings.warn(f"left out are {first}{more}; the run's metrics.json lists them", stacklevel=3)
+
+
+def _refuse_other_settings(name: str, settings: Settings, made_from: dict) -> None:
+    "Say by name how a run differs from what is asked (ValueError); what no setting tells, `open_or_make` says."
+    folder = project_path("runs") / name
+    if read_record(folder / "model.safetensors").get("made_from") == json.loads(json.dumps(made_from)): return
+    if not (folder / "settings.json").exists(): return
+    kept, asked = asdict(run_settings(name)), asdict(settings)
+    kept |= kept.pop("recipe")
+    asked |= asked.pop("recipe")
+    differ = [f"{key} is {value!r}, the run has {kept[key]!r}" for key, value in asked.items() if kept[key] != value]
+    if differ: raise ValueError(f"runs/{name}: {', '.join(differ)}; choose another run name, or delete it")
+
+
 def _finish(run: Run, faces: Faces) -> None:
     "Write what is kept of a training beside its model: a face of each person, and the numbers."
     if keeps_file(run.folder): (run.folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -174,7 +197,7 @@ def _finish(run: Run, faces: Faces) -> None:
     counts = {side: len(some) for side, some in sides.items()}
     write_metrics(
         run.folder, fingerprint=faces.fingerprint, people=len(faces.names), images=len(faces), **counts,
-        accuracy=right, training=_pace(run))
+        left_out=faces.skipped, accuracy=right, training=_pace(run))
 
 
 def _pace(run: Run) -> dict[str, float]:

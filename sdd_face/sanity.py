@@ -18,17 +18,31 @@ from .data import Faces
 from .maps import rank_correlation
 from .model import FaceRecognizer, load_recognizer, predict, require_evaluation
 from .tables import Measured
+from .wrapping import WrappedRecognizer
 
 # %% ../nbs/beyond/12_sanity.ipynb #20d161b5
 def stages(
     model: FaceRecognizer,
 ) -> dict[str, list[str]]:  # name -> its modules
-    "List the parts of a network from the top down: head, blocks, first layers. ValueError for a wrapped network."
-    if "layer" in model.record: raise ValueError(f"{model.record['arch']} is wrapped; its blocks are not known")
+    "List the parts of a network from the top down: head, blocks, first layers; of a wrapped one as it names them."
+    if isinstance(model, WrappedRecognizer): return _wrapped_stages(model)
     own = ["backbone.output_layer"] if model.record["head"] == "own" else []
     blocks = [f"backbone.body.{name}" for name, _ in model.backbone.body.named_children()]
     numbered = {f"block {i}": [block] for i, block in enumerate(blocks, 1)}
     return {"head": ["head", *own]} | dict(reversed(numbered.items())) | {"input": ["backbone.input_layer"]}
+
+
+def _wrapped_stages(model: WrappedRecognizer) -> dict[str, list[str]]:
+    "List the parts of a wrapped network, the last first; what belongs to no part comes at the end."
+    def parts(module: nn.Module, before: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            opened = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+            if opened: yield from parts(child, f"{before}{name}.")
+            elif next(child.parameters(), None) is not None: yield f"{before}{name}"
+
+    head = {} if model.head.classifier is None else {"head": ["head"]}
+    blocks = {name: [f"backbone.net.{name}"] for name in reversed(list(parts(model.backbone.net, "")))}
+    return head | blocks | {"everything": ["backbone.net"]}
 
 
 OTHER_DRAW = 1_000_003  # added to seeds: a training may have begun with the weights of seed 0, and stayed near them
@@ -49,8 +63,7 @@ def randomized(
     require_evaluation(model)
     if statistics == "measured" and len(images) < 2:
         raise ValueError(f"{len(images)} face to measure the statistics of batch norms on; expected 2 or more")
-    kept = {name: model.record[name] for name in ("arch", "color", "head", "classifier")}
-    copy, untrained = deepcopy(model), load_recognizer("random", model.names, seed=seed + OTHER_DRAW, **kept)
+    copy, untrained = deepcopy(model), _untrained(model, seed + OTHER_DRAW)
     fresh = []  # batch norms
     for stage, names in stages(model).items():
         for name in names:
@@ -59,6 +72,24 @@ def randomized(
             fresh += [layer for layer in part.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         if statistics == "measured": _measure_statistics(copy, fresh, images)
         yield stage, copy
+
+
+@torch.no_grad()
+def _untrained(model: FaceRecognizer, seed: int) -> FaceRecognizer:
+    "Copy a network as it would be before any training; weights that no layer knows how to begin are shuffled."
+    if not isinstance(model, WrappedRecognizer):
+        kept = {name: model.record[name] for name in ("arch", "color", "head", "classifier")}
+        return load_recognizer("random", model.names, seed=seed, **kept)
+    copy = deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in copy.modules():
+            if hasattr(layer, "reset_parameters"): layer.reset_parameters()
+            else:
+                for value in layer.parameters(recurse=False):
+                    order = torch.randperm(value.numel()).to(value.device)
+                    value.copy_(value.flatten()[order].view_as(value))
+    return copy
 
 
 @torch.no_grad()

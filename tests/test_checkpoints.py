@@ -16,11 +16,17 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+import torchvision
+from conftest import noise
 from safetensors.torch import save_file
 from test_model import REAL, needs_real_faces, real_faces
+from torch import nn
 
+import sdd_face as sf
+from sdd_face.cam import logit_maps
 from sdd_face.checkpoints import choose_architecture, matching_architecture, read_checkpoint
 from sdd_face.files import is_hub_name
+from sdd_face.layouts import of_other_names
 from sdd_face.model import load_recognizer
 from sdd_face.networks import embedding_network
 from sdd_face.sdd import explain
@@ -294,3 +300,105 @@ def test_what_the_hub_does_not_have_is_said(answers, name, message):
 def test_without_a_network_the_cache_is_all_there_is(answers):
     message = "ConnectionError: someone/never_seen: not in the cache, and the hub cannot be reached"
     assert answers.offline["someone/never_seen"].startswith(message)
+
+
+# Networks of others
+
+class IBlock(nn.Module):
+    """A block of InsightFace's iresnet, under its names."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inside), nn.Conv2d(inside, outside, 3, 1, 1, bias=False)
+        self.bn2, self.prelu = nn.BatchNorm2d(outside), nn.PReLU(outside)
+        self.conv2, self.bn3 = nn.Conv2d(outside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside)
+        self.downsample = None
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+        return y + (x if self.downsample is None else self.downsample(x))
+
+
+class IResNet(nn.Module):
+    """InsightFace's iresnet of arcface_torch, whose backbone.pth is read."""
+
+    def __init__(self, depths: tuple[int, ...]):
+        super().__init__()
+        self.conv1, self.bn1, self.prelu = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)
+        for i, (depth, inside, outside) in enumerate(zip(depths, (64, 64, 128, 256), (64, 128, 256, 512)), 1):
+            rest = [IBlock(outside, outside, 1) for _ in range(depth - 1)]
+            setattr(self, f"layer{i}", nn.Sequential(IBlock(inside, outside, 2), *rest))
+        self.bn2, self.dropout, self.fc = nn.BatchNorm2d(512), nn.Dropout(0.0), nn.Linear(25088, 512)
+        self.features = nn.BatchNorm1d(512)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.prelu(self.bn1(self.conv1(x)))))))
+        return self.features(self.fc(self.dropout(self.bn2(x)).flatten(1)))
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """Put a random number into every statistic of a batch norm."""
+    torch.manual_seed(1)
+    for name, value in net.state_dict().items():
+        if "running_var" in name: value.uniform_(0.5, 1.5)
+        elif "running_mean" in name or name.endswith("bias"): value.normal_(0, 0.1)
+    return net.eval()
+
+
+def test_insightface_backbones_are_read_as_they_are(tmp_path):
+    theirs, file = shaken(IResNet((2, 2, 2, 2))), tmp_path / "backbone.pth"
+    torch.save(theirs.state_dict(), file)
+    ours, images = load_recognizer(file, ["Ada", "Bo"], head="own"), noise(2)
+    assert (ours.record["arch"], ours.record["color"], ours.record["std"]) == ("iresnet18", "rgb", 127.5)
+    with torch.no_grad(): wanted = nn.functional.normalize(theirs((images / 255 - 0.5) / 0.5))
+    torch.testing.assert_close(ours.embed(images), wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        x = ours.preprocess(images)
+        maps, constants = logit_maps(ours.head, ours.features(x), torch.arange(2))
+        torch.testing.assert_close(maps.mean((2, 3)) + constants, ours(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch, depths, millions", [
+    ("iresnet18", (2, 2, 2, 2), 24.03), ("iresnet34", (3, 4, 6, 3), 34.14), ("iresnet50", (3, 4, 14, 3), 43.59),
+    ("iresnet100", (3, 13, 30, 3), 65.16)])
+def test_all_depths_of_insightface(arch, depths, millions):
+    with torch.device("meta"): state = IResNet(depths).state_dict()
+    found = of_other_names(state)
+    assert matching_architecture(found["tensors"]) == arch and found["kind"] == "InsightFace model"
+    with torch.device("meta"): count = sum(each.numel() for each in embedding_network(arch).parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_facenet_weights_are_read_as_they_are(tmp_path):
+    facenet = pytest.importorskip("facenet_pytorch", reason="facenet-pytorch is not installed")
+    torch.manual_seed(0)
+    theirs, file = shaken(facenet.InceptionResnetV1(num_classes=8631, classify=False)), tmp_path / "vggface2.pt"
+    torch.save(theirs.state_dict(), file)
+    ours = load_recognizer(file, ["Ada", "Bo"], head="own", classifier="cosine")
+    images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
+    assert ours.image_size == (160, 160) and ours.record["arch"] == "inception_resnet"
+    with torch.no_grad(): wanted = theirs((images - 127.5) / 128)
+    torch.testing.assert_close(ours.embed(images), wanted, rtol=1e-4, atol=1e-5)
+    pair = sf.explain_pair(ours, images[:1], images[1:])
+    torch.testing.assert_close(pair.a.map.mean((1, 2)) + pair.a.constant, pair.cosine, rtol=1e-4, atol=1e-5)
+    for method in ("cam", "guided_backprop"):
+        assert sf.attribute(ours, images, method=method).shape == (2, 160, 160)
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 160, 160\)"): ours.embed(noise(2))
+
+
+def test_unknown_networks_are_led_to_wrap(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    message = r"beginning with conv1\.weight; known are .*net\.load_state_dict.*sdd_face\.wrap\(net\.eval\(\)"
+    with pytest.raises(ValueError, match=message): load_recognizer(tmp_path / "resnet18.pth", color="rgb")
+    torch.save({"model": embedding_network("ir_tiny").state_dict(), "epoch": 3}, tmp_path / "training.pth")
+    assert load_recognizer(tmp_path / "training.pth", ["Ada"], color="rgb").record["arch"] == "ir_tiny"
+
+
+@pytest.mark.parametrize("wrapping", [lambda net: net, lambda net: {"model": net, "epoch": 3}])
+def test_a_pickled_module_is_told_to_save_its_state_dict(tmp_path, wrapping):
+    for net in (torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16), nn.Sequential(nn.Linear(2, 2))):
+        torch.save(wrapping(net), tmp_path / "module.pt")
+        message = r"holds no state_dict, .* but a pickled network; save its state_dict: torch\.save\(net\.state_dict\("
+        with pytest.raises(ValueError, match=message): load_recognizer(tmp_path / "module.pt")

@@ -1,4 +1,6 @@
-"""The command `sdd-face` itself, `sdd-face explain`, `sdd-face explain-pair` and `sdd-face facescrub`."""
+"""The command `sdd-face` itself, and what it does with photographs: explain, explain-pair, align, facescrub."""
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from threading import Thread
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from sdd_face import __version__, cli, pictures
 from sdd_face.alignment import LANDMARKS, TEMPLATE
@@ -52,11 +55,15 @@ def face(folder: Path) -> Path:
 
 # The command
 
+COMMANDS = "reproduce", "explain", "explain-pair", "align", "train", "evaluate", "notebooks", "facescrub"
+
+
 def test_help_tells_about_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
-    assert status == 0 and all(command in out for command in ("reproduce", "explain", "explain-pair", "facescrub"))
-    for command in ("reproduce", "explain", "explain-pair", "facescrub download", "facescrub align"):
-        assert run(capsys, *command.split(), "--help")[0] == 0
+    assert status == 0 and all(command in out for command in COMMANDS)
+    for command in (*COMMANDS, "facescrub download"):
+        status, out, _ = run(capsys, *command.split(), "--help")
+        assert status == 0 and (command == "facescrub" or f"examples:\n  sdd-face {command}" in out)
 
 
 def test_version(capsys):
@@ -64,7 +71,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("arguments", [
-    "", "draw", "reproduce --fast", "reproduce -p seed", "explain --top five", "explain a b"])
+    "", "draw", "reproduce --fast", "reproduce -p seed", "explain --top five", "facescrub", "train faces"])
 def test_what_is_no_command_is_refused(capsys, arguments: str):
     assert_refused(run(capsys, *arguments.split()), "--help)")
 
@@ -107,7 +114,7 @@ def kept_run(folder: Path) -> Path:
 
 def test_explains_with_a_run_or_a_file(capsys, face: Path, kept_run: Path):
     for model in ("mine", str(kept_run), str(kept_run.parent), "runs/mine"):
-        status, out, _ = run(capsys, "explain", "face.png", "--model", model, "--top", "3")
+        status, out, _ = run(capsys, "explain", "face.png", "--model", model)
         assert status == 0 and out.split()[1] in ("Ada,", "Bo,", "Cy,")
 
 
@@ -115,9 +122,9 @@ def test_a_run_shows_its_own_people(capsys, kept_run: Path, monkeypatch):
     shown = {}
     plot = pictures.plot_explanation
 
-    def watch(explanation, images, *, samples):
+    def watch(explanation, *, samples, photo):
         shown.update(samples)
-        return plot(explanation, images, samples=samples)
+        return plot(explanation, samples=samples)
 
     monkeypatch.setattr(pictures, "plot_explanation", watch)
     assert run(capsys, "explain", "--model", "mine", "--top", "3")[0] == 0
@@ -148,9 +155,9 @@ def test_a_network_that_knows_nobody_is_told_what_to_do(capsys, folder: Path):
 
 
 def test_a_photograph_that_is_no_aligned_face_is_explained_with_a_warning(capsys, folder: Path):
-    Image.new("RGB", (300, 900), "grey").save("tall.png")
-    for arguments in (["explain", "tall.png"], ["explain", "tall.png"]):
-        status, out, err = run(capsys, *arguments)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 300, 3), np.uint8)).save("tall.png")
+    for _ in range(2):
+        status, out, err = run(capsys, "explain", "tall.png", "--no-align")
         assert status == 0 and err.startswith("sdd-face: tall.png is 300 x 900, and no aligned face") and "\n" in err
         assert "Warning" not in err and err.count("\n") == 1
 
@@ -168,14 +175,20 @@ def test_the_package_is_the_command():
 
 @pytest.mark.parametrize(("arguments", "reason"), [
     ("nobody.jpg", "nobody.jpg"),
-    ("note.jpg", "note.jpg"),
-    (".", "."),
+    ("note.jpg", "note.jpg: not an image that Pillow can read"),
+    ("note.jpg --no-align", "note.jpg: not an image that Pillow can read"),
     ("--model nowhere", "model: nowhere is neither a file nor a run"),
     ("--model note.jpg", "note.jpg"),
     ("--top 1000", "top_k is 1000; expected 1 to 300, the people that the model knows"),
     ("--top 0", "top_k is 0"),
     ("--out picture.docx", "picture.docx: its ending names no kind of picture; expected one of ."),
     ("--out why", "why: its ending names no kind of picture"),
+    ("--face 0", "face is 0"),
+    ("--dpi 0", "dpi is 0; expected 1 or more"),
+    ("--format docx", "format is 'docx'; expected one of"),
+    ("--maps maps.txt", "maps is maps.txt; expected a file that ends in .npz or .safetensors"),
+    ("--method magic", "unknown method 'magic'"),
+    ("--method cam --against person_01", "cam compares with nobody; --against needs sdd"),
     ("--target Eve", "'Eve' is nobody whom the network knows, among 300 people"),
     ("--target person_00 --against person_01,person_00", "against holds the explained class itself"),
     ("--out note.jpg/why.png", "note.jpg"),
@@ -203,7 +216,7 @@ def two(folder: Path) -> list[str]:
 def test_explains_a_pair(capsys, two: list[str]):
     status, out, err = run(capsys, "explain-pair", *two)
     assert (status, err) == (0, "") and re.fullmatch(r"pair.png: a.png and b.png, cosine 0\.[5-9]\d\n", out)
-    assert run(capsys, "explain-pair", *two, "--gallery", "others", "--out", "rich.png")[0] == 0
+    assert run(capsys, "explain-pair", *two, "--gallery", "others", "--out", "rich.png", "--no-align")[0] == 0
     with Image.open("pair.png") as plain, Image.open("rich.png") as rich: assert rich.width > plain.width
 
 
@@ -217,10 +230,10 @@ def test_a_photograph_is_aligned_first(capsys, two: list[str], folder: Path):
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
-    ("a.png green.png", "image 0 of b is of one colour: there is no face in it"),
+    ("a.png green.png --no-align", "image 0 of b is of one colour: there is no face in it"),
     ("a.png nobody.png", "nobody.png: no such file"),
     ("a.png note.jpg", "note.jpg: not an image"),
-    ("a.png b.png --gallery nowhere", "nowhere: no images; expected a folder of faces"),
+    ("a.png b.png --gallery nowhere", "nowhere: no such file"),
     ("a.png b.png --model note.jpg", "note.jpg: damaged, cut short or not a weights file"),
     ("a.png b.png --model packaged --color bgr", "color is 'rgb', but 'bgr' was asked for"),
 ])
@@ -232,6 +245,191 @@ def test_a_pair_is_refused(capsys, two: list[str], arguments: str, reason: str):
 def test_a_photograph_without_a_face_is_refused(capsys, two: list[str]):
     pytest.importorskip("mtcnnruntime", reason="the extra align is not installed")
     assert_refused(run(capsys, "explain-pair", "a.png", "green.png", "--align"), "green.png: no face was found")
+
+
+# Many photographs, and what comes out
+
+@pytest.fixture
+def album(folder: Path, face: Path) -> Path:
+    """Save three faces in a folder with another inside, beside what is hidden and what is no image."""
+    pixels = draw_faces(make_people(3, seed=1000), images=1, seed=6).images.permute(0, 2, 3, 1).numpy()
+    (folder / "album/ann").mkdir(parents=True)
+    for name, each in zip(("1.png", "2.png", "ann/1.png"), pixels): Image.fromarray(each).save(folder / "album" / name)
+    (folder / "album/.hidden.png").write_text("no image")
+    (folder / "album/notes.txt").write_text("a letter")
+    return folder / "album"
+
+
+def test_a_folder_is_explained_into_a_folder_of_its_shape(capsys, album: Path):
+    asked = "explain album --no-align --top 3 --out o --format jpg --dpi 40 --json all.json --maps all.npz"
+    status, out, err = run(capsys, *asked.split())
+    assert status == 0 and "album/notes.txt: passed over, no image by its name" in err
+    assert sorted(str(path.relative_to("o")) for path in Path("o").rglob("*.jpg")) == ["1.jpg", "2.jpg", "ann/1.jpg"]
+    told = json.loads(Path("all.json").read_text())
+    assert [face["file"] for face in told["faces"]] == ["album/1.png", "album/2.png", "album/ann/1.png"]
+    assert [face["picture"] for face in told["faces"]] == ["o/1.jpg", "o/2.jpg", "o/ann/1.jpg"]
+    assert told["sdd_face"] == __version__ and len(told["model"]["sha256"]) == 64 and told["options"]["top_k"] == 3
+    maps = np.load("all.npz")
+    assert maps["map"].shape == (3, 112, 112) and maps["probabilities"].shape == (3, 3)
+    for face, row, scale in zip(told["faces"], maps["probabilities"], maps["scale"]):
+        assert [np.float32(each["probability"]) for each in face["people"]] == row.tolist()
+        assert np.float32(face["F"]) == scale
+    assert out.splitlines()[0].startswith("o/1.jpg: person_")
+
+
+def test_one_bad_file_does_not_stop_the_others(capsys, album: Path):
+    (album / "2.png").write_bytes(b"no image")
+    Image.new("RGB", (112, 112), "green").save(album / "ann/1.png")
+    status, out, err = run(capsys, "explain", "album", "--no-align", "--top", "3", "--json", "all.json")
+    assert status == 1 and out.startswith("explanations/1.png: ") and out.count("\n") == 1
+    assert "2 of 3 photographs could not be explained:\n" in err and "Traceback" not in err
+    assert "album/2.png: not an image that Pillow can read" in err and "there is no face in it" in err
+    failed = json.loads(Path("all.json").read_text())["failed"]
+    assert [each["file"] for each in failed] == ["album/2.png", "album/ann/1.png"]
+
+
+def test_json_alone_is_on_stdout(capsys, face: Path):
+    status, out, err = run(capsys, "explain", "face.png", "--no-align", "--json", "-", "--method", "cam")
+    assert status == 0 and err.startswith("explanation.png: person_")
+    told = json.loads(out)["faces"][0]
+    assert set(told) >= {"file", "people", "highlighted", "picture"} and "F" not in told
+
+
+def test_several_photographs_need_a_folder(capsys, album: Path):
+    asked = "explain album/1.png album/2.png --out why.png --no-align"
+    assert_refused(run(capsys, *asked.split()), "why.png: one picture for 2 photographs; expected a folder")
+
+
+def test_an_empty_folder_is_refused(capsys, folder: Path):
+    (folder / "empty").mkdir()
+    assert_refused(run(capsys, "explain", "empty"), "empty: no images in it; expected photographs")
+
+
+def test_several_faces_are_numbered(capsys, folder: Path):
+    pytest.importorskip("mtcnnruntime", reason="the extra align is not installed")
+    pixels = draw_faces(make_people(8, seed=3), images=1, seed=3).images[:2].permute(0, 2, 3, 1).numpy()
+    scene = Image.new("RGB", (420, 240), "grey")
+    scene.paste(Image.fromarray(pixels[0]).resize((200, 200)), (20, 20))
+    scene.paste(Image.fromarray(pixels[1]), (280, 80))
+    scene.save(folder / "two.png")
+    status, out, _ = run(capsys, "explain", "two.png", "--face", "2", "--json", "two.json", "--out", "two-why.png")
+    assert status == 0 and out.endswith(", face 2 of 2\n")
+    told = json.loads(Path("two.json").read_text())["faces"][0]
+    assert told["face"] == 2 and told["faces"] == 2 and told["aligned"] and told["box"][0] > 230
+    assert len(told["landmarks"]) == 5
+    assert_refused(run(capsys, "explain", "two.png", "--face", "3"), "two.png: face is 3, but 2 faces were found")
+
+
+def test_without_the_extra_nothing_is_looked_for(capsys, face: Path, monkeypatch):
+    monkeypatch.setattr(pictures, "align_is_installed", lambda: False)
+    assert run(capsys, "explain", "face.png")[0] == 0
+    assert_refused(run(capsys, "explain", "face.png", "--align"), "pip install 'sdd_face[align]'")
+    assert_refused(run(capsys, "explain", "face.png", "--face", "2"), "faces are not looked for; --face needs --align")
+
+
+def test_a_pair_leaves_numbers_and_maps(capsys, two: list[str]):
+    files = "--json pair.json --maps pair.safetensors --out pair.pdf"
+    assert run(capsys, *f"explain-pair a.png b.png --gallery others --no-align {files}".split())[0] == 0
+    told, maps = json.loads(Path("pair.json").read_text())["faces"][0], load_file("pair.safetensors")
+    for side in "ab":
+        assert maps[f"{side}_map"].mean().item() + told[side]["constant"] == pytest.approx(told["cosine"], abs=1e-5)
+        assert len(told[side]["rivals"]) == 4 and told[side]["rivals"][0]["file"].startswith("others/")
+        assert told[side]["rivals"] == sorted(told[side]["rivals"], key=lambda each: -each["cosine"])
+    assert Path("pair.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_pair_takes_a_run_too(capsys, two: list[str], kept_run: Path):
+    assert run(capsys, "explain-pair", *two, "--no-align", "--model", "mine")[0] == 0
+
+
+# What cannot be printed
+
+SPEAK = "import sys; from sdd_face.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_letters_that_a_terminal_lacks_are_printed_as_codes(folder: Path):
+    save_recognizer(load_recognizer("packaged", [f"Zoë {i}" for i in range(5)]), folder / "zoe.safetensors")
+    command = [sys.executable, "-c", SPEAK, "explain", "--model", "zoe.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and r"Zo\xeb" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(("where", "status", "said"), [("/dev/full", 1, "lost (No space left"), ("pipe", 0, "")])
+def test_nobody_to_read_is_no_traceback(folder: Path, where: str, status: int, said: str):
+    if where == "pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+    elif not Path(where).exists(): pytest.skip("this system has no /dev/full")
+    else: writing = os.open(where, os.O_WRONLY)
+    command = [sys.executable, "-c", SPEAK, "notebooks", "lessons"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr
+    assert (folder / "lessons/00_synthetic.ipynb").exists()
+
+
+def test_debug_shows_where_an_error_arose(folder: Path):
+    with pytest.raises(FileNotFoundError, match="nobody.jpg"): cli.main(["explain", "nobody.jpg", "--debug"])
+
+
+# Align, train, evaluate, notebooks
+
+def test_a_flat_folder_is_aligned(capsys, album: Path, folder: Path):
+    pytest.importorskip("mtcnnruntime", reason="the extra align is not installed")
+    (folder / "flat").mkdir()
+    for path in ("1.png", "2.png"): (album / path).rename(folder / "flat" / path)
+    (folder / "flat/notes.txt").write_text("a letter")
+    status, out, err = run(capsys, *"align flat --out faces --size 160".split())
+    assert (status, out, err) == (0, "faces: 2 aligned; 2 faces, see alignment.csv\n", "")
+    with Image.open("faces/1.jpg") as crop: assert crop.size == (160, 160)
+    again = run(capsys, *"align flat --out faces --size 160".split())
+    assert again == (status, out, err)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ("nowhere --out x --landmarks a.csv", "a.csv: no such file; expected a table of landmarks"),
+    ("nowhere --out x --missing drop", "missing is 'drop'; expected skip or box"),
+    ("nowhere --out x --size 5", "size is 5; expected 16 to 1024 pixels"),
+    (". --out .", "not a folder apart from the photographs"),
+])
+def test_align_refused(capsys, folder: Path, arguments: str, reason: str):
+    assert_refused(run(capsys, "align", *arguments.split()), reason)
+    assert not list(folder.iterdir())
+
+
+def test_train_then_evaluate_then_explain(capsys, folder: Path):
+    drawn = draw_faces(make_people(3, seed=0), images=8, seed=0)
+    for i, (pixels, person) in enumerate(zip(drawn.images.permute(0, 2, 3, 1).numpy(), drawn.people.tolist())):
+        place = folder / "faces" / f"Person_{'ABC'[person]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    (folder / "faces/Person_D").mkdir()
+    Image.fromarray(pixels).save(folder / "faces/Person_D/lonely.png")
+    (folder / "faces/Person_A/broken.png").write_text("no image")
+    status, out, err = run(capsys, *"train faces --run small --epochs 1".split())
+    assert status == 0 and out.startswith("runs/small: 3 people, 18 faces for training")
+    assert err.count("left out") == 1 and "Person_D" in err and "Faces/Person_A/broken.png" not in err
+    kept = json.loads(Path("runs/small/metrics.json").read_text())["left_out"]
+    assert {each[0] for each in kept} == {"Person_A/broken.png", "Person_D"}
+    table = "evaluate --run small --methods sdd,disc,random"
+    assert_refused(run(capsys, *table.split()), "unknown method 'random'; expected some of saliency")
+    starts = {"csv": "measure,map,value,ci_low,ci_high\n", "md": "3 faces of 3 people", "tex": "% 3 faces"}
+    for ending, start in starts.items():
+        status, out, _ = run(capsys, *f"evaluate --run small --methods sdd,disc --out t.{ending}".split())
+        assert status == 0 and out.startswith(f"t.{ending}: 3 faces")
+        assert Path(f"t.{ending}").read_text().startswith(start)
+    assert run(capsys, *"evaluate --run small --methods sdd --format latex".split())[1].count(r"\toprule") == 1
+    assert_refused(run(capsys, *"evaluate --run small --out t.docx".split()), "t.docx: its ending names no kind of")
+    asked = f"explain faces/Person_A/{0}.png --model small --target Person_B --no-align"
+    assert run(capsys, *asked.split())[1].startswith("explanation.png: Person_B, ")
+
+
+def test_notebooks_are_copied_whole(capsys, folder: Path):
+    status, out, _ = run(capsys, "notebooks", "lessons")
+    assert status == 0
+    for name in ("beyond/07_own_head.ipynb", "profiles/quick.yaml"): assert Path("lessons", name).exists()
+    assert "image/" in Path("lessons/05_sdd.ipynb").read_text()  # its pictures travel with it
+    assert_refused(run(capsys, "notebooks", "lessons"), "lessons: there is something in it; expected a new or empty")
 
 
 # facescrub
@@ -269,8 +467,8 @@ def test_facescrub_from_the_lists_to_faces(capsys, mirror: Path):
         status, out, err = run(capsys, *download.split())
         assert (status, out) == (0, "photos: 1 ok, 1 dead; 1 of the paper's 530 people, 1 of its 43,148 images\n")
         assert err.startswith("sdd-face: facescrub_actresses.txt, line 3: 4 columns; expected 6")
-    status, out, err = run(capsys, *"facescrub align photos --out faces --landmarks landmarks.csv".split())
-    assert (status, out, err) == (0, "faces: 1 aligned; 1 of the paper's 530 people, 1 of its 43,148 images\n", "")
+    status, out, err = run(capsys, *"align photos --out faces --landmarks landmarks.csv".split())
+    assert (status, out, err) == (0, "faces: 1 aligned; 1 faces of 1 people, see alignment.csv\n", "")
     assert Path("faces/Ann_Lee/0_0.jpg").exists() and Path("faces/alignment.csv").exists()
 
 
@@ -285,9 +483,6 @@ def test_facescrub_leaves_the_local_network_alone(capsys, mirror: Path):
     ("download --metadata nowhere --out x", "nowhere: no such folder; expected FaceScrub's facescrub_actors.txt in it"),
     ("download --metadata . --out x", "no list of FaceScrub"),
     ("download --metadata . --out x --timeout soon", "--timeout"),
-    ("align nowhere --out x --landmarks a.csv", "a.csv: no such file; expected a table of landmarks"),
-    ("align nowhere --out x --missing drop", "missing is 'drop'; expected skip or box"),
-    ("align . --out .", "not a folder apart from the photographs"),
 ])
 def test_facescrub_refused(capsys, folder: Path, arguments: str, reason: str):
     assert_refused(run(capsys, "facescrub", *arguments.split()), reason)

@@ -10,9 +10,10 @@ from PIL import Image
 from test_alignment import place
 
 from sdd_face.alignment import LANDMARKS, TEMPLATE
-from sdd_face.crops import align_folder, read_landmarks
+from sdd_face.crops import align_folder
 from sdd_face.data import load_faces
 from sdd_face.facescrub import Photo, write_manifest
+from sdd_face.landmark_table import read_landmarks
 from sdd_face.synthetic import draw_faces, make_people
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"

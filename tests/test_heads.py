@@ -10,7 +10,7 @@ from test_model import REAL, needs_real_faces, real_faces
 from sdd_face.cam import class_activation_maps, logit_maps
 from sdd_face.data import Faces
 from sdd_face.evaluation import Masking, evaluate
-from sdd_face.heads import DifferenceClassifier
+from sdd_face.heads import DifferenceClassifier, pull_back
 from sdd_face.model import FaceRecognizer, load_recognizer, save_recognizer
 from sdd_face.sdd import explain
 
@@ -149,3 +149,34 @@ def test_weights_with_positions_need_the_positions():
     assert class_activation_maps(features, torch.randn(3, 5, 7, 7)).shape == (2, 3, 7, 7)
     for wrong in (torch.randn(3, 5, 7, 6), torch.randn(2, 3, 4, 7, 7), torch.randn(5)):
         with pytest.raises(ValueError, match="expected .B, K, h, w. and"): class_activation_maps(features, wrong)
+
+
+CHAINS = {
+    "a 1x1 convolution": [torch.nn.Conv2d(8, 5, 1), torch.nn.Flatten(), torch.nn.Linear(5 * 42, 4)],
+    "one with a stride and padding": [torch.nn.Conv2d(8, 5, 3, 2, 1), torch.nn.Flatten(), torch.nn.Linear(5 * 12, 4)],
+    "adaptive pooling": [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)],
+    "pooling to 2 x 3": [torch.nn.AdaptiveAvgPool2d((2, 3)), torch.nn.Flatten(), torch.nn.Linear(48, 4)],
+    "average pooling": [torch.nn.AvgPool2d(3, 2), torch.nn.Dropout2d(0.3), torch.nn.Flatten(), torch.nn.Linear(48, 4)],
+    "unflattening": [
+        torch.nn.Flatten(), torch.nn.Linear(336, 24), torch.nn.Unflatten(1, (4, 2, 3)), torch.nn.BatchNorm2d(4),
+        torch.nn.Conv2d(4, 4, (2, 3), groups=4), torch.nn.Flatten()]}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_weights_go_back_through_every_linear_layer(name):
+    torch.manual_seed(0)
+    chain = torch.nn.Sequential(*CHAINS[name])
+    for key, value in chain.state_dict().items():
+        if "running_var" in key: value.uniform_(0.5, 1.5)
+        elif value.is_floating_point(): value.normal_()
+    chain, features, v = chain.double().eval(), *(torch.randn(*s, dtype=torch.float64) for s in ((3, 8, 6, 7), (5, 4)))
+    with torch.inference_mode(): weights, constant = pull_back(chain, v, (8, 6, 7))
+    with torch.no_grad(): wanted = chain(features) @ v.T
+    found = torch.einsum("bkyx,skyx->bs", features, weights) + constant
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.LayerNorm(7), torch.nn.Sigmoid()])
+def test_weights_do_not_go_back_through_others(layer):
+    with pytest.raises(ValueError, match=f"{type(layer).__name__} in an output layer; expected layers that are linear"):
+        pull_back(torch.nn.Sequential(layer).eval(), torch.ones(1, 8), (8, 6, 7))

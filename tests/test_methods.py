@@ -422,7 +422,7 @@ def test_a_head_without_a_map_is_refused(images, name):
     model = recognizer()
     layers = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 20), nn.ReLU(), nn.Linear(20, 9)
     model.head = nn.Sequential(*layers).eval()
-    message = f"{name} assumes a head that is linear in the features; a Sequential gives no `spatial_weights`"
+    message = f"{name} assumes a head that is linear in the features; this Sequential is not"
     with pytest.raises(ValueError, match=message): attribute(model, images, method=name)
     assert attribute(model, images, target=3, method="gradcam").isfinite().all()
 
