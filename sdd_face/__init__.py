@@ -61,6 +61,7 @@
   intervals       how sure a mean over faces is
   tables          numbers of each face become rows with intervals
   published       Tables 1 and 2 in the paper's own rows
+  wording         a sentence says how two maps compare
   localisation    does a map point at the pixels that matter?
   regions         eyes, brows, nose and mouth: where they are
   inpainting      one region is changed: does the map find it?

@@ -217,6 +217,3 @@ def _first_of_each(faces: Faces, count: int) -> Faces:
     "Keep so many images of each person."
     chosen = [(faces.labels == label).nonzero()[:count, 0] for label in range(len(faces.names))]
     return faces[torch.cat(chosen)]
-
-# %% ../nbs/measuring/inpainting.ipynb #16645a13
-#| export

@@ -84,7 +84,7 @@ def images():
 
 SMALL = {
     "people": 8, "images_per_person": 12, "epochs": 1, "draws": 1, "training_faces": 40, "curve_faces": 8,
-    "sanity_faces": 8, "reading_faces": 8, "families": 3, "family_images": 6, "family_tests": 1, "probes": 2,
+    "sanity_faces": 8, "reading_faces": 8, "families": 3, "family_images": 6, "family_tests": 1,
     "searched": 8, "searched_training": 8, "compared_faces": 8, "general": 8, "sanity": 4, "rise_masks": 12,
     "lime_samples": 12, "steps": 4,
 }

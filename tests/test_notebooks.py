@@ -51,6 +51,7 @@ def test_everything_from_an_empty_folder(whole_run: WholeRun):
     figures = [f"fig{i}.png" for i in range(1, 7)]
     figures += ["fig_readings.png", "fig_verdict.png", "fig_methods.jpg", "fig_twins.jpg"]
     beyond = ["leaderboard.csv", "leaderboard.md", "rivals.csv", "table_twins.csv", "table_twins.md"]
+    beyond += [f"{name}.csv" for name in ("heads", "controls", "curves", "sanity", "search", "readings")]
     made = sorted(path.name for path in (whole_run.folder / "figures").iterdir())
     assert made == sorted([*figures, *tables, *beyond, "run.json"])
     summary = json.loads((whole_run.folder / "figures/run.json").read_text())

@@ -109,6 +109,8 @@ def test_new_batch_norms_measure_what_they_see(pooled, faces):
     layer = measured.get_submodule(first)
     torch.testing.assert_close(layer.running_mean, seen["measured"].mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert (new.get_submodule(first).running_mean == 0).all() and (new.get_submodule(first).running_var == 1).all()
+    two = [cascade(pooled, faces, {"cam": cam}, draws=1, statistics=each) for each in ("measured", "new")]
+    assert not torch.equal(*(each.values["input", "cam"] for each in two))
 
 
 def test_a_random_head_changes_cam_and_not_a_map_that_ignores_the_network(model, faces):
