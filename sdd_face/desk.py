@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from .masks import FILLS
 from .subject import UPLOADED, Choice, Subject
+from .synthetic import TRAITS
 
 # %% ../nbs/explorer/desk.ipynb #c0bd256a
 class Desk(traitlets.HasTraits):
@@ -75,6 +76,8 @@ CONTROLS: dict[str, Callable[[Desk], tuple[type, dict]]] = {  # part of the choi
     "cut": lambda desk: (widgets.FloatSlider, {"description": "outline", "min": 0.05, "max": 0.6, "step": 0.05,
                                                "readout_format": ".0%"}),
     "fill": lambda desk: (widgets.Dropdown, {"description": "cover", "options": list(FILLS)}),
+    "part": lambda desk: (
+        widgets.Dropdown, {"description": "part", "options": [part for part in TRAITS if part]}),
     "colors": lambda desk: (widgets.Dropdown, {"description": "colours", "options": ["plain", "paper"]}),
 }
 
@@ -143,11 +146,9 @@ def grouped(
 
 def sentence(
     text: str,
-    *,
-    tag: str = "p",  # of HTML
 ) -> str:
     "Make HTML of a sentence that may hold anything."
-    return f'<{tag} style="margin: 2px 0; line-height: 1.4">{escape(text)}</{tag}>'
+    return f'<p style="margin: 2px 0; line-height: 1.4">{escape(text)}</p>'
 
 
 def teller(

@@ -13,10 +13,12 @@ from pathlib import Path
 import ipywidgets as widgets
 from IPython.display import display
 from matplotlib.figure import Figure
-from .desk import WIDE, Desk, Panel, teller
 
+from .desk import WIDE, Desk, Panel, teller
+from .face_panel import FacePanel
 from .look_panel import LookPanel
 from .mask_panel import MaskPanel
+from .method_panel import MethodPanel
 from sdd_face.page import (
     PICTURES,
     Address,
@@ -72,7 +74,8 @@ class Files(widgets.VBox):
         else: self.keep.give(figure_bytes(self.explorer.figure(), kind), name, PICTURES[kind])
 
 # %% ../nbs/explore.ipynb #8cc06c16
-PANELS: dict[str, type[Panel]] = {"Look": LookPanel, "Your mask": MaskPanel}
+PANELS: dict[str, type[Panel]] = {
+    "Look": LookPanel, "Your mask": MaskPanel, "Your face": FacePanel, "Methods": MethodPanel}
 
 
 class Explorer(widgets.VBox):

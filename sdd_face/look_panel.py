@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure
-from .desk import Desk, Panel, control, grouped, sentence
 
+from .desk import Desk, Panel, control, grouped, sentence
 from .gallery import Gallery, enlarged, entry, mapped
 from .maps import highlighted_share
 from .sdd import plot_explanation

@@ -12,9 +12,9 @@ from html import escape
 import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure
-from .desk import Desk, Panel, control, grouped, sentence
 from torch import Tensor
 
+from .desk import Desk, Panel, control, grouped, sentence
 from .gallery import Gallery, enlarged, entry, jpeg
 from .maps import centred_map
 from .masks import fill_for, random_masks, top_mask
@@ -109,7 +109,8 @@ def _table(trial: Trial) -> str:
         rows.append(f"<tr><th style='text-align: left'>{name}</th>{cells}</tr>")
     person = trial.person.replace("_", " ")
     before = f"Before: {person}, {trial.before:.1%}. After, for the same person, and who is seen:"
-    table = f"<table class='sdd-table' style='border-spacing: 8px 1px'>{head}{''.join(rows)}</table>"
+    style = "border-spacing: 7px 1px; line-height: 1.5; white-space: nowrap"
+    table = f"<table style='{style}'>{head}{''.join(rows)}</table>"
     return sentence(before) + table + sentence(verdict(trial))
 
 # %% ../nbs/explorer/mask_panel.ipynb #249ff414
@@ -132,7 +133,8 @@ class MaskPanel(Panel):
         clear, take = (widgets.Button(description=text) for text in ("clear", "take SDD's"))
         clear.on_click(lambda button: desk.change(mask=""))
         take.on_click(lambda button: self._take())
-        left = widgets.VBox([self.painter, brush, grouped(erase, clear, take)])
+        left = widgets.VBox([self.painter, brush, grouped(erase, clear, take)], layout={"width": "min(100%, 350px)"})
+        self.table.layout.flex = "1 1 320px"
         sides = widgets.Box([left, self.table], layout=widgets.Layout(flex_flow="row wrap", grid_gap="16px"))
         made = grouped(*(control(desk, name) for name in MASK_CONTROLS))
         super().__init__(desk, [made, sides, self.gallery])

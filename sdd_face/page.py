@@ -134,7 +134,7 @@ class Taker(anywidget.AnyWidget):
     accept = traitlets.Unicode().tag(sync=True)  # endings or kinds
     largest = traitlets.Int(LARGEST).tag(sync=True)
     name = traitlets.Unicode().tag(sync=True)
-    data = traitlets.Bytes().tag(sync=True)
+    data = traitlets.CBytes().tag(sync=True)
     asked = traitlets.Int(0).tag(sync=True)  # how many files came
 
     def take(self) -> tuple[bytes, str]:

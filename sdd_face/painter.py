@@ -176,7 +176,7 @@ class Painter(anywidget.AnyWidget):
     """
     face = traitlets.Bytes().tag(sync=True)  # a JPEG
     size = traitlets.List([112, 112]).tag(sync=True)  # rows and columns of the mask
-    bits = traitlets.Bytes(bytes(1568)).tag(sync=True)  # of the mask
+    bits = traitlets.CBytes(bytes(1568)).tag(sync=True)  # of the mask
     hint = traitlets.Unicode(HINT).tag(sync=True)
     brush = traitlets.Int(6).tag(sync=True)  # radius in pixels of the face
     erasing = traitlets.Bool(False).tag(sync=True)
