@@ -8,7 +8,8 @@ from setuptools.command.sdist import sdist
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("notebooks", "methods", "facescrub", "align")}
+names = "notebooks", "methods", "facescrub", "align", "explore"
+extras = {name: settings[f"{name}_requirements"].split() for name in names}
 
 
 class SourceArchive(sdist):

@@ -67,6 +67,16 @@
   inpainting      one region is changed: does the map find it?
   speed           the arithmetic of a network, counted
 
+  explore         see it, move it, paint on it: the explorer
+  serving         the explorer as a web page of this machine
+  subject         one face under one network, and what is computed again when something changes
+  gallery         pictures in a page that change at once
+  desk            sliders and lists that change one choice, and panels that follow it
+  painter         a face to paint on
+  page            what a page takes in and gives out
+  look_panel      why it is this person and not that one
+  mask_panel      your mask against SDD, CAM, a disc and chance
+
   files           where a run keeps its things; whole files or none
   distributed     one run in several processes
   passes          how faces go through a network: in which numbers, how many at once
@@ -81,7 +91,7 @@
   cli             the command `sdd-face`
   console         how it speaks, and what its exit status says
   cli_pictures    `explain` and `explain-pair`
-  cli_runs        `reproduce`, `train`, `evaluate` and `notebooks`
+  cli_runs        `reproduce`, `train`, `evaluate`, `notebooks` and `explore`
   cli_photos      `align` and `facescrub download`
   plot            the helpers that draw every picture
   alt_text        what a figure shows, in words

@@ -55,7 +55,7 @@ def face(folder: Path) -> Path:
 
 # The command
 
-COMMANDS = "reproduce", "explain", "explain-pair", "align", "train", "evaluate", "notebooks", "facescrub"
+COMMANDS = "reproduce", "explain", "explain-pair", "explore", "align", "train", "evaluate", "notebooks", "facescrub"
 
 
 def test_help_tells_about_the_commands(capsys):
