@@ -209,7 +209,8 @@ def add_explore(
     "Describe `sdd-face explore`."
     about = "Open the explorer as a web page of this machine: look at a face, paint a mask, move its parts."
     examples = "sdd-face explore\nsdd-face explore --model mine --model packaged --port 9000 --no-browser"
-    command = commands.add_parser("explore", help="open the explorer in a browser", description=about, examples=examples)
+    brief = "open the explorer in a browser"
+    command = commands.add_parser("explore", help=brief, description=about, examples=examples)
     command.add_argument(
         "--model", action="append", metavar="RUN|FOLDER|FILE", help="a network to choose from; may be repeated")
     command.add_argument("--port", type=int, default=8866, metavar="N", help="of this machine (default: 8866)")
