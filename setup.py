@@ -8,8 +8,8 @@ from setuptools.command.sdist import sdist
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-names = "notebooks", "methods", "facescrub", "align", "explore"
-extras = {name: settings[f"{name}_requirements"].split() for name in names}
+offered = "notebooks", "methods", "facescrub", "align", "explore", "course"
+extras = {name: settings[f"{name}_requirements"].split() for name in offered}
 
 
 class SourceArchive(sdist):
@@ -37,7 +37,8 @@ setup(
     package_dir={"sdd_face.nbs": "nbs"},
     package_data={
         "sdd_face": ["weights/*.safetensors"],
-        "sdd_face.nbs": ["[0-9]*.ipynb", "beyond/[0-9]*.ipynb", "profiles/*.yaml"],  # what a run needs
+        "sdd_face.nbs": [  # what a run needs, and the course
+            "[0-9]*.ipynb", "beyond/[0-9]*.ipynb", "course/*.ipynb", "profiles/*.yaml"],
     },
     install_requires=settings["requirements"].split(),
     extras_require={

@@ -93,6 +93,7 @@
   cli_pictures    `explain` and `explain-pair`
   cli_runs        `reproduce`, `train`, `evaluate`, `notebooks` and `explore`
   cli_photos      `align` and `facescrub download`
+  course          five lessons, for students and for teachers
   plot            the helpers that draw every picture
   alt_text        what a figure shows, in words
 """
