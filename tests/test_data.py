@@ -3,10 +3,12 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from sdd_face import data
@@ -164,6 +166,27 @@ def test_faces_csv_may_name_a_skipped_file(folder):
 def test_a_wrong_faces_csv(folder, content, message):
     (folder / "faces.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message): load_faces(folder)
+
+
+def found_pairs(faces: Faces) -> list[dict]:
+    "Compare, at several numbers of bits, pairs in one group of near-duplicates with those that are known."
+    same = (faces.labels[:, None] == faces.labels).triu(1)
+    known = (faces.groups[:, None] == faces.groups)[same]
+    rows = []
+    for bits in (16, 20, 22, 24, 28):
+        with patch.object(data, "MOST_BITS", bits): groups = near_duplicates(faces.images, faces.labels)
+        alike = (groups[:, None] == groups)[same]
+        found, right = int((alike & known).sum()), int(known.sum())
+        row = {"bits": bits, "found": found, "known": right, "compared": int(same.sum())}
+        rows.append(row | {"recall": f"{found / right:.3f}", "precision": f"{found / int(alike.sum()):.3f}"})
+    return rows
+
+
+@needs_real
+def test_the_table_of_near_duplicates_is_what_real_faces_give():
+    path = ROOT / "figures/facescrub12/near_duplicates.csv"
+    with path.open(newline="") as lines: kept = list(csv.DictReader(lines))
+    assert kept == [{name: str(value) for name, value in row.items()} for row in found_pairs(load_faces(REAL))]
 
 
 @needs_real
