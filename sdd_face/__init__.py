@@ -91,7 +91,7 @@
   cli             the command `sdd-face`
   console         how it speaks, and what its exit status says
   cli_pictures    `explain` and `explain-pair`
-  cli_runs        `reproduce`, `train`, `evaluate`, `notebooks` and `explore`
+  cli_runs        `reproduce`, `train`, `evaluate`, `notebooks`, `course` and `explore`
   cli_photos      `align` and `facescrub download`
   course          five lessons, for students and for teachers
   plot            the helpers that draw every picture
