@@ -52,9 +52,6 @@ class Recipe:
     augmentation: str = "adaface"  # faces are changed as AdaFace trains, or "none"; the paper does not say
 
     def __post_init__(self) -> None:
-        for name, known in (("layers", ("all", "head")), ("augmentation", ("adaface", "none"))):
-            given = getattr(self, name)
-            if given not in known: raise ValueError(f"{name} is {given!r}; expected {' or '.join(map(repr, known))}")
         require_fit(vars(self))
         if self.layers == "head" and self.augmentation != "none":
             raise ValueError("layers is 'head': each face is looked at only once; expected augmentation 'none'")

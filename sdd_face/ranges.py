@@ -17,6 +17,7 @@ CHOICES = {  # parameter -> the words that it may be
     "arch": ("ir_18", "ir_34", "ir_50", "ir_101", "ir_se_50", "ir_tiny", "mobilefacenet", "mobilefacenet_96",
              "iresnet18", "iresnet34", "iresnet50", "iresnet100", "inception_resnet"),
     "train": ("all", "head"),
+    "layers": ("all", "head"),  # as a recipe calls it
     "augmentation": ("adaface", "none"),
     "precision": ("auto", "float32", "bfloat16"),
     "compile": ("auto", "yes", "no"),
@@ -52,7 +53,7 @@ OPEN = "learning_rate", "gamma", "cut"  # the least itself is none
 
 def _unfit(name: str, value: object) -> str:
     "Say what is expected of a parameter, if its value is not that; else nothing."
-    if name in CHOICES and value not in CHOICES[name]: return "expected " + ", ".join(map(repr, CHOICES[name]))
+    if name in CHOICES and value not in CHOICES[name]: return "expected " + " or ".join(map(repr, CHOICES[name]))
     if name == "device" and not re.fullmatch(DEVICE, str(value)): return "expected 'auto', 'cpu', 'cuda', 'mps'"
     if name in NAMES and value != "all":
         strangers = [each.strip() for each in str(value).split(",") if each.strip() not in NAMES[name]]
@@ -61,7 +62,7 @@ def _unfit(name: str, value: object) -> str:
     (least, most), words = RANGES[name], "".join(f"{word!r}, or " for word in WORDS.get(name, ()))
     try: number = float(value)
     except (TypeError, ValueError): return f"expected {words}a number"
-    if isinstance(value, str) and not words: return "expected a number, not text (YAML takes 1e-3 for text, 1.0e-3 for a number)"
+    if isinstance(value, str) and not words: return "expected a number, not text (in YAML 1.0e-3, not 1e-3)"
     if not words and name not in FRACTIONS and not isinstance(value, int): return "expected a whole number"
     if (least < number if name in OPEN else least <= number) and number <= most: return ""
     return f"expected {words}a number {'above' if name in OPEN else 'from'} {least:,.0f} to {most:,.0f}"
