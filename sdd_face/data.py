@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .distributed import barrier
 from .files import atomic_path, project_path
-from .images import find_images, name_of, person_folders, read_images
+from .images import MIN_IMAGES, find_images, name_of, person_folders, read_images
 from .synthetic import draw_faces, make_people
 
 # %% ../nbs/01_data.ipynb #9a2f648b
@@ -117,7 +117,7 @@ def load_faces(
     differing: int = 4,  # parts in which relatives differ, of 10
     seed: int = 0,  # of the drawing
     device: str = "cpu",  # that draws; the faces come back to the CPU
-    min_images: int = 3,  # a person with fewer is left out
+    min_images: int = MIN_IMAGES,  # a person with fewer is left out
 ) -> Faces:
     "Load faces from a folder, or draw them; `.skipped` lists what cannot be read. Raises ValueError if nobody is left."
     if str(source) != "synthetic": return _leave_out(_read_folder(project_path(source)), min_images, source)
