@@ -104,8 +104,8 @@ __version__ = "0.1.0"
 
 _OFFERED = {  # module -> what it offers here
     "inputs": "read_faces",
-    "data": "load_faces split_faces spread_over_people",
-    "model": "load_recognizer best_device predict",
+    "data": "load_faces read_folder split_faces spread_over_people",
+    "model": "load_recognizer save_recognizer best_device predict",
     "networks": "embedding_network",
     "wrapping": "wrap",
     "finetune": "Recipe",

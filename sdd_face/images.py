@@ -198,18 +198,20 @@ RECIPE = 1  # rises when `decode_face` gives other pixels; older caches then no 
 def read_images(
     folder: Path,  # that holds the people
     found: dict[str, list[int]],  # file -> [bytes, time of change], from `find_images`
-) -> tuple[Tensor, dict[str, str]]:  # (N, 3, 112, 112), uint8 RGB, of the files that can be read; file -> why it cannot
+    *,
+    size: tuple[int, int] = (SIZE, SIZE),  # H, W
+) -> tuple[Tensor, dict[str, str]]:  # (N, 3, H, W), uint8 RGB, of the files that can be read; file -> why it cannot
     "Read all files, from the cache if it is of these files. Raises OSError where the cache cannot be written."
     root = project_path(os.environ.get("SDD_FACE_CACHE") or user_cache_path("sdd_face"))
-    cache = root / sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    other = "" if tuple(size) == (SIZE, SIZE) else f"-{size[0]}x{size[1]}"
+    cache = root / (sha256(os.fsencode(folder.resolve())).hexdigest()[:16] + other)
     with main_first():  # of several processes, one decodes
-        reasons = _open_cache(cache, found)
-        if reasons is None:
-            try: reasons = _fill_cache(cache, folder, found)
+        if (reasons := _open_cache(cache, found)) is None:
+            try: reasons = _fill_cache(cache, folder, found, size)
             except OSError as error:
                 advice = "set SDD_FACE_CACHE to a folder that can be written and has room"
                 raise OSError(f"{cache}: cannot keep the decoded images here ({error}); {advice}") from error
-    shape = (len(found) - len(reasons), 3, SIZE, SIZE)
+    shape = (len(found) - len(reasons), 3, *size)
     if shape[0] == 0: return torch.empty(shape, dtype=torch.uint8), reasons  # nothing cannot be mapped
     return torch.from_numpy(np.memmap(cache / "images.bin", np.uint8, "c", shape=shape)), reasons
 
@@ -227,7 +229,7 @@ def _open_cache(cache: Path, found: dict[str, list[int]]) -> dict[str, str] | No
         return None
 
 # %% ../nbs/photographs/images.ipynb #c251ab49
-def _fill_cache(cache: Path, folder: Path, found: dict[str, list[int]]) -> dict[str, str]:
+def _fill_cache(cache: Path, folder: Path, found: dict[str, list[int]], size: tuple[int, int]) -> dict[str, str]:
     "Decode all files into the cache; return the reason for each that could not be read."
     reasons, lasting, checksum, files = {}, dict(found), 0, list(found)
     with (
@@ -236,7 +238,7 @@ def _fill_cache(cache: Path, folder: Path, found: dict[str, list[int]]) -> dict[
     ):
         for start in range(0, len(files), 1024):
             batch = files[start : start + 1024]
-            faces = pool.map(read_face, [folder / file for file in batch])
+            faces = pool.map(lambda file: read_face(folder / file, size), batch)
             for file, (face, reason, retry) in zip(batch, faces):
                 pixels.write(face)
                 checksum = zlib.crc32(face, checksum)
