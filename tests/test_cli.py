@@ -235,7 +235,7 @@ def test_a_photograph_is_aligned_first(capsys, two: list[str], folder: Path):
     ("a.png nobody.png", "nobody.png: no such file"),
     ("a.png note.jpg", "note.jpg: not an image"),
     ("a.png b.png --gallery nowhere", "nowhere: no such file"),
-    ("a.png b.png --model note.jpg", "note.jpg: damaged, cut short or not a weights file"),
+    ("a.png b.png --model note.jpg", "note.jpg: text, beginning with 'a letter'; no weights"),
     ("a.png b.png --model packaged --color bgr", "color is 'rgb', but 'bgr' was asked for"),
 ])
 def test_a_pair_is_refused(capsys, two: list[str], arguments: str, reason: str):
