@@ -33,6 +33,8 @@
   divisors        heads that divide by a length or a deviation
   wrapping        any network, from the name of a layer on
   layouts         the same layers under other names
+  tensor_files    tensors out of files of others, measured first and never run
+  records         what our own weights files say of themselves
   checkpoints     weights files of others, recognised by their content
   backward_rules  guided backpropagation and DeepLIFT for PReLU
   batch_norm      batch norm over the batches of several processes
@@ -83,6 +85,7 @@
   acceleration    what makes training faster on a device that can
   runs            a run by its name: open it, or make it
   parameters      what may be asked of the notebooks
+  ranges          which values a parameter may have
   execute         one notebook in a kernel of its own
   keys            what a result depends on, as one hash
   reproduce       all notebooks, each of them once
@@ -91,7 +94,7 @@
   cli             the command `sdd-face`
   console         how it speaks, and what its exit status says
   cli_pictures    `explain` and `explain-pair`
-  cli_runs        `reproduce`, `train`, `evaluate`, `notebooks` and `explore`
+  cli_runs        `reproduce`, `train`, `evaluate`, `notebooks`, `course` and `explore`
   cli_photos      `align` and `facescrub download`
   course          five lessons, for students and for teachers
   plot            the helpers that draw every picture
@@ -101,8 +104,8 @@ __version__ = "0.1.0"
 
 _OFFERED = {  # module -> what it offers here
     "inputs": "read_faces",
-    "data": "load_faces split_faces spread_over_people",
-    "model": "load_recognizer best_device predict",
+    "data": "load_faces read_folder split_faces spread_over_people",
+    "model": "load_recognizer save_recognizer best_device predict",
     "networks": "embedding_network",
     "wrapping": "wrap",
     "finetune": "Recipe",

@@ -19,9 +19,12 @@ def class_activation_maps(
     """Sum the feature maps with the weights of each class (paper, equation 2): mean over positions + bias = logit.
 
     ValueError if the shapes differ."""
+    features, weights = torch.as_tensor(features), torch.as_tensor(weights)
     places = features.shape[2:] if weights.ndim > 3 else ()
     known = features.ndim == 4 and 2 <= weights.ndim <= 5
-    if not known or weights.shape[-1 - len(places) :] != (features.shape[1], *places):
+    each = weights.ndim == 3 + len(places)  # image has weights of its own
+    fits = known and weights.shape[-1 - len(places) :] == (features.shape[1], *places)
+    if not fits or each and len(weights) not in (1, len(features)):
         raise ValueError(
             f"features {tuple(features.shape)} and weights {tuple(weights.shape)}; "
             "expected (B, K, h, w) and (S, K), (B, S, K), (S, K, h, w) or (B, S, K, h, w)")

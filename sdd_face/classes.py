@@ -8,6 +8,7 @@ __all__ = ['compared_classes', 'known_classes', 'class_numbers', 'asked_classes'
 # %% ../nbs/measuring/classes.ipynb #5ca9655c
 from collections.abc import Sequence
 from difflib import get_close_matches
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ def compared_classes(
     if not people:
         raise ValueError(
             "the model knows no people; fine-tune it with `finetune`, or explain pairs of faces with `explain_pair`")
-    if not 1 <= top_k <= people:
-        raise ValueError(f"top_k is {top_k}; expected 1 to {people}, the people that the model knows")
+    if not isinstance(top_k, Integral) or isinstance(top_k, bool) or not 1 <= top_k <= people:
+        raise ValueError(f"top_k is {top_k!r}; expected 1 to {people}, the people that the model knows")
     first = logits.float().argmax(1) if target is None else known_classes(target, count, people, "target")
     first = first.to(logits.device)[:, None]
     if against is not None:
@@ -43,15 +44,19 @@ def known_classes(
     count: int,  # images
     people: int,  # that the model knows
     name: str,  # for the message
+    *,
+    known: str = "the model knows",  # for the message, before the numbers
 ) -> Tensor:  # (count,) or (count, S), int64
     "Read classes of so many images. ValueError for what is no class, or one that the model does not know."
-    classes = torch.as_tensor(classes)
+    try: classes = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is {classes!r:.80}; expected a class, or one for each image") from error
     unfit = classes.is_floating_point() or classes.dtype == torch.bool or classes.ndim > 2 or not classes.numel()
     if unfit or classes.ndim and len(classes) != count:
         expected = f"one integer, ({count},), one for each image, or ({count}, S)"
         raise ValueError(f"{name} is {tuple(classes.shape)} of {classes.dtype}; expected {expected}")
     unknown = classes[(classes < 0) | (classes >= people)]
-    if len(unknown): raise ValueError(f"{name} is {unknown[0]}; the model knows 0 to {people - 1}")
+    if len(unknown): raise ValueError(f"{name} is {unknown[0]}; {known} 0 to {people - 1}")
     return classes.long() if classes.ndim else classes.long().expand(count)
 
 # %% ../nbs/measuring/classes.ipynb #7e1a220b
@@ -76,7 +81,8 @@ def class_numbers(
     if not isinstance(who, list | tuple): return who
     if any(isinstance(each, list | tuple) for each in who):
         return torch.stack([torch.as_tensor(class_numbers(each, known)) for each in who])
-    return torch.as_tensor([class_numbers(each, known) for each in who])
+    try: return torch.as_tensor([class_numbers(each, known) for each in who])
+    except (RuntimeError, TypeError) as error: raise ValueError(f"{who!r:.80}: expected classes or names") from error
 
 
 def asked_classes(

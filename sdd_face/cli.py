@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import sdd_face
 from .cli_photos import add_align, add_facescrub
 from .cli_pictures import add_explain, add_pair
-from .cli_runs import add_evaluate, add_explore, add_notebooks, add_reproduce, add_train
+from .cli_runs import add_course, add_evaluate, add_explore, add_notebooks, add_reproduce, add_train
 from .console import Parser, finish_printing, say, speak_plainly
 from .distributed import is_main
 
@@ -25,7 +25,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"sdd-face {sdd_face.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (add_reproduce, add_explain, add_pair, add_explore): add(commands)
-    for add in (add_align, add_train, add_evaluate, add_notebooks, add_facescrub): add(commands)
+    for add in (add_align, add_train, add_evaluate, add_notebooks, add_course, add_facescrub): add(commands)
     return parser
 
 # %% ../nbs/commands/cli.ipynb #11337b6f

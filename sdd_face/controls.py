@@ -11,9 +11,11 @@ from torch import Tensor
 
 from .evaluation import Evaluation
 from .maps import STRIDE, centred_map, rolled, standardized
+from .passes import default_float32
 from .tables import hold_together, markdown
 
 # %% ../nbs/beyond/10_controls.ipynb #e07308f1
+@default_float32()
 def rolled_maps(
     maps: Tensor,  # (N, H, W), as large as the image: a map is rolled by whole pixels of its own
     *,
@@ -24,6 +26,7 @@ def rolled_maps(
     return rolled(maps, torch.rand(len(maps), draws, 2, generator=torch.Generator().manual_seed(seed)).to(maps.device))
 
 
+@default_float32()
 def random_maps(
     count: int,  # of faces
     *,
@@ -56,6 +59,7 @@ def mean_maps(
     return torch.einsum("pt,thw->phw", others / others.sum(1, keepdim=True), maps)[index]
 
 
+@default_float32()
 def swapped_maps(
     maps: Tensor,  # (N, ...)
     people: Tensor,  # (N,): whose they are
@@ -73,6 +77,7 @@ def swapped_maps(
     return maps[(others * (1 + chance)).argmax(1).to(maps.device)]
 
 # %% ../nbs/beyond/10_controls.ipynb #b72e55f0
+@default_float32()
 def blind_maps(
     count: int,  # of faces
     *,

@@ -20,7 +20,7 @@ from .intervals import bootstrap
 from .maps import pixel_ranks, read_maps, resized
 from .masks import fill_for
 from .model import FaceRecognizer, require_evaluation
-from .passes import pass_size
+from .passes import default_float32, pass_size
 from .tables import Measured
 
 # %% ../nbs/beyond/11_curves.ipynb #6349bac8
@@ -120,6 +120,7 @@ class Curves:
 
 # %% ../nbs/beyond/11_curves.ipynb #49b1baed
 @torch.inference_mode()
+@default_float32()
 def measure_curves(
     model: FaceRecognizer,  # in evaluation mode; not changed
     faces: Faces,

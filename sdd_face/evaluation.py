@@ -22,7 +22,7 @@ from .distributed import all_gather, is_main, rank, shard, world_size
 from .maps import read_maps
 from .masks import fill_for, random_masks, same_size_masks, top_mask, uniform_numbers
 from .model import FaceRecognizer, require_evaluation
-from .passes import choose_precision, pass_size
+from .passes import choose_precision, default_float32, pass_size, require_finite, whole_number
 from .plot import overlay, percent, person_label, show_images
 from .sdd import explain_features
 from .tables import Measured
@@ -87,6 +87,7 @@ class Evaluation:
 
 # %% ../nbs/06_evaluation.ipynb #09c219d3
 @torch.inference_mode()
+@default_float32()
 def evaluate(
     model: FaceRecognizer,  # in evaluation mode; not changed
     faces: Faces,  # to be explained, usually the test faces
@@ -101,7 +102,7 @@ def evaluate(
     ValueError for maps or options that do not fit."""
     require_evaluation(model)
     if not len(faces): raise ValueError("no faces to evaluate")
-    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    batch_size = whole_number("batch_size", batch_size, 1)
     people = labels_by_name(faces.labels, faces.names, model.names)
     start, maps = perf_counter(), _read_all(model, {"sdd": None} if maps is None else maps, len(faces), options)
     places = torch.arange(len(faces)).split(batch_size)
@@ -152,7 +153,7 @@ def _measure(
     images = model.crop(images[place].to(model.device))
     x = model.preprocess(images)
     features = torch.cat([model.features(some) for some in x.split(pass_size(batch_size, x.device))])
-    logits = model.head(features)
+    logits = require_finite("logits", model.head(features))
     masks = {
         name: heat if heat is None else _map_masks(name, heat, place, masking, model) for name, heat in maps.items()}
     if any(mask is None for mask in masks.values()):
@@ -208,7 +209,7 @@ def _outcomes(
 
 def _answers(
     model: FaceRecognizer, x: Tensor, target: Tensor, hidden: Tensor, cover: Tensor, batch_size: int,
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     "Ask for the target's probability, and for the prediction, (M, B) each, behind the masks (M, B, H, W)."
     count, size, probabilities, predictions = len(x), pass_size(batch_size, x.device), [], []
     face = torch.arange(count, device=x.device).repeat(len(hidden))
@@ -217,7 +218,7 @@ def _answers(
         logits = model(torch.where(mask[:, None], filled, x[who])).float()
         probabilities.append(logits.softmax(1).gather(1, target[who, None])[:, 0])
         predictions.append(logits.argmax(1))
-    return tuple(torch.cat(each).cpu().view(-1, count) for each in (probabilities, predictions))
+    return [require_finite("answers", torch.cat(each)).cpu().view(-1, count) for each in (probabilities, predictions)]
 
 # %% ../nbs/06_evaluation.ipynb #b0298af2
 def plot_masking(

@@ -26,7 +26,8 @@ from .data import Faces
 from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
-from .passes import pass_size, passes_in
+from .passes import default_float32, pass_size, passes_in
+from .ranges import require_fit
 from .wrapping import WrappedRecognizer
 
 # %% ../nbs/03_finetune.ipynb #2ee82174
@@ -51,9 +52,7 @@ class Recipe:
     augmentation: str = "adaface"  # faces are changed as AdaFace trains, or "none"; the paper does not say
 
     def __post_init__(self) -> None:
-        for name, known in (("layers", ("all", "head")), ("augmentation", ("adaface", "none"))):
-            given = getattr(self, name)
-            if given not in known: raise ValueError(f"{name} is {given!r}; expected {' or '.join(map(repr, known))}")
+        require_fit(vars(self))
         if self.layers == "head" and self.augmentation != "none":
             raise ValueError("layers is 'head': each face is looked at only once; expected augmentation 'none'")
 
@@ -125,16 +124,22 @@ def _save(t: Training) -> None:
 
 
 def _resume(t: Training) -> None:
-    "Go back to the end of the last whole epoch."
-    state = torch.load(t.file, map_location=t.model.device, weights_only=True)
-    if state["recipe"] != asdict(t.recipe):
+    "Go back to the end of the last whole epoch. ValueError for a damaged checkpoint, or one of another recipe."
+    lost = "the epochs in it are lost, and the training begins again"
+    try:
+        state = torch.load(t.file, map_location=t.model.device, weights_only=True)
+        old, history = dict(state["recipe"]), [dict(row) for row in state["history"]]
+        if same := old == asdict(t.recipe):
+            for name, part in (("model", t.model), ("optimizer", t.optimizer), ("schedule", t.schedule)):
+                part.load_state_dict(state[name])
+    except Exception as error:  # a parser that meets arbitrary bytes may raise anything
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise ValueError(f"{t.file}: damaged, or of another network ({reason}); delete it: {lost}") from error
+    if not same:
         raise ValueError(
-            f"{t.file}: another recipe was broken off here ({differences(state['recipe'], asdict(t.recipe))}); "
-            "choose another run name, or delete the file")
-    t.model.load_state_dict(state["model"])
-    t.optimizer.load_state_dict(state["optimizer"])
-    t.schedule.load_state_dict(state["schedule"])
-    t.history = state["history"]
+            f"{t.file}: another recipe was broken off here ({differences(old, asdict(t.recipe))}); "
+            f"choose another run name, or delete the file: {lost}")
+    t.history = history
 
 
 def differences(
@@ -221,6 +226,7 @@ def _accuracy(t: Training, val: Faces) -> float:
     return float((t.model.head.classifier(t.watched).argmax(1).cpu() == labels).float().mean())
 
 # %% ../nbs/03_finetune.ipynb #0a123eaa
+@default_float32()
 def finetune(
     model: FaceRecognizer,  # changed in place; moved to the device
     train: Faces,

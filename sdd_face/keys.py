@@ -8,6 +8,7 @@ __all__ = ['PACKAGES', 'digest', 'file_digest', 'versions', 'package_digest', 'c
 # %% ../nbs/running/keys.ipynb #7261750d
 import hashlib
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +57,16 @@ def cell_sources(
 def file_stamps(
     path: Path,  # a file or a folder
 ) -> list[tuple]:  # name, size, time
-    "List name, size and time of a file, or of all visible files of a folder."
-    files = {file.relative_to(path): file.stat() for file in [path, *path.rglob("*")] if file.is_file()}
-    hidden = [name for name in files if any(part.startswith(".") for part in name.parts)]
-    return sorted((str(name), stat.st_size, stat.st_mtime_ns) for name, stat in files.items() if name not in hidden)
+    "List name, size and time of a file, or of all visible files of a folder; links are followed, each folder once."
+    if path.is_file(): return [(".", path.stat().st_size, path.stat().st_mtime_ns)]
+    stamps, seen = [], set()
+    for place, folders, files in os.walk(path, followlinks=True):
+        known = os.path.realpath(place) in seen
+        seen.add(os.path.realpath(place))
+        stamps.append((os.path.relpath(place, path), 0, 0))
+        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
+        for file in [] if known else (Path(place, name) for name in files if not name.startswith(".")):
+            if file.is_file():
+                stat = file.stat()
+                stamps.append((str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns))
+    return sorted(stamps)

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from .maps import STRIDE, highest_places, require_finite, resized, rolled
 from .model import FaceRecognizer
+from .passes import default_float32
 
 # %% ../nbs/measuring/masks.ipynb #bb9ade54
 def top_mask(
@@ -75,6 +76,7 @@ def random_masks(
     return same_size_masks(mask, kind, uniform_numbers(len(mask), kind, draws, mask.shape[1:], generator=generator))
 
 # %% ../nbs/measuring/masks.ipynb #e7aac615
+@default_float32()
 def uniform_numbers(
     count: int,  # of faces
     kind: str,  # see `random_masks`
@@ -140,6 +142,7 @@ FILLS = {
 }
 
 
+@default_float32()
 def fill_for(
     model: FaceRecognizer,
     images: Tensor,  # (B, 3, H, W), RGB, uint8 or float in [0, 1]

@@ -30,7 +30,7 @@ from .inputs import Given, read_faces
 from .lime import lime
 from .maps import resized
 from .model import FaceRecognizer, require_evaluation
-from .passes import pass_size
+from .passes import default_float32, pass_size, whole_number
 from .perturbation import occlusion, rise, score_cam
 from .sdd import sdd
 
@@ -178,6 +178,7 @@ def method_options(
 
 # %% ../nbs/beyond/09_methods.ipynb #c12af491
 @torch.inference_mode(False)
+@default_float32()
 def attribute(
     model: FaceRecognizer,  # in evaluation mode; not changed
     images: Given | list,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]; or see `read_faces`
@@ -198,7 +199,7 @@ def attribute(
     how = METHODS[method]
     _check_model(model, method)
     if batch_size is None: batch_size = pass_size(BATCH_SIZES[how.family], model.device)
-    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    whole_number("batch_size", batch_size, 1)
     images = read_faces(images, size=model.image_size, align=align)
     if not len(images): model.preprocess(images)  # says that there are none
     asked = asked_classes(target, options.get("against"), model.names, len(images))

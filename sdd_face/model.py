@@ -14,11 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoints import Checkpoint, choose_architecture, download_checkpoint, read_checkpoint
+from sdd_face.checkpoints import (
+    Checkpoint,
+    agreed,
+    choose_architecture,
+    download_checkpoint,
+    fill_head,
+    read_checkpoint,
+)
 from .distributed import all_gather, rank, shard, world_size
 from .files import PACKAGED, atomic_path, is_hub_name
-from .passes import pass_size
+from .passes import default_float32, pass_size, require_finite
 from .recognizer import FaceRecognizer, require_evaluation
+from .records import checked_record, checksum
 from .wrapping import rebuilt
 
 # %% ../nbs/02_model.ipynb #c9c230b9
@@ -29,13 +37,17 @@ def save_recognizer(
     half: bool = False,  # keep 16 bits of each weight
     **notes,  # anything that json can hold, kept with the record
 ) -> None:
-    "Write the weights, and the record and the names in the metadata, whole or not at all."
+    """Write the weights, and the record and the names in the metadata, whole or not at all.
+
+    ValueError for names that are no names."""
     floats = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     own = torch.contiguous_format  # a copy of each: some networks have one tensor under two names
     weights = {name: value.detach().cpu().clone(memory_format=own) for name, value in floats.items()}
     if half: weights = {name: value.half() for name, value in weights.items()}
+    record = json.dumps(model.record | {"names": model.names} | notes)
+    checked_record(path, record)
     with atomic_path(path) as temporary:
-        save_file(weights, temporary, {"sdd_face": json.dumps(model.record | {"names": model.names} | notes)})
+        save_file(weights, temporary, {"sdd_face": record, "checksum": checksum(record, weights)})
 
 # %% ../nbs/02_model.ipynb #920ad61f
 def load_recognizer(
@@ -63,23 +75,23 @@ def load_recognizer(
     found = read_checkpoint(path)
     if net or "layer" in found.record:
         return _wrapped_again(found, net, classes, **{"seed": seed, "classifier": kinds["classifier"]}, **options)
-    arch, color = choose_architecture(found, asked=arch), _agree(path, "color", found.color, color)
+    arch, color = choose_architecture(found, asked=arch), agreed(path, "color", found.color, color)
     kept = found.record  # empty, but for our own files
     if whole := kept and classes is None:
-        kinds["head"] = _agree(path, "head", kept["head"], head)
-        kinds["classifier"] = _agree(path, "classifier", kept["classifier"], classifier)
+        kinds["head"] = agreed(path, "head", kept["head"], head)
+        kinds["classifier"] = agreed(path, "classifier", kept["classifier"], classifier)
     source = kept["source"] if kept else found.kind + (f", commit {revision[:12]}" if revision else "")
     names = kept["names"] if whole else classes or []
     told = {"color": color, "mean": found.mean, "std": found.std, "source": source}
     model = _seeded(seed, arch, names, **options, **told, **kinds)
     model.backbone.load_state_dict(found.tensors, strict=False)  # strict but for the counters of batch norms
-    if whole: model.head.load_state_dict(found.head)
+    if whole: fill_head(model.head, found)
     return model
 
 # %% ../nbs/02_model.ipynb #6bc0c06a
 def _seeded(seed: int, *arguments, precision: str = "float32", **options) -> FaceRecognizer:
     "Build a recogniser whose numbers follow from the seed."
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), default_float32():
         torch.manual_seed(seed)
         model = FaceRecognizer(*arguments, **options).eval()
     model.precision = precision
@@ -104,13 +116,6 @@ def _wrapped_again(
     return model
 
 # %% ../nbs/02_model.ipynb #d8d5be0d
-def _agree(path: str | os.PathLike, what: str, told: str, asked: str) -> str:
-    "Choose between what a file tells and what the user says; ValueError if they differ or both are silent."
-    if told and asked and told != asked: raise ValueError(f"{path}: {what} is {told!r}, but {asked!r} was asked for")
-    if not (told or asked): raise ValueError(f"{path}: does not tell its {what}; say {what}='rgb' or {what}='bgr'")
-    return told or asked
-
-
 def best_device(
     device: str = "auto",  # "cpu", "cuda", "cuda:1", "mps", or "auto": the fastest at hand
 ) -> torch.device:
@@ -130,7 +135,8 @@ def predict(
     *,
     batch_size: int = 128,  # faces at once, at most; 16 on the CPU
 ) -> Tensor:  # (N, C), logits, on the CPU
-    "Compute the logits of many faces, a batch at a time. ValueError in training mode."
+    "Compute the logits of many faces, a batch at a time. ValueError in training mode, and for NaN or infinity."
     require_evaluation(model)
     batches = images.split(pass_size(batch_size, model.device))
-    return torch.cat(all_gather(lambda: [model(model.preprocess(batch)).float().cpu() for batch in shard(batches)]))
+    asked = all_gather(lambda: [model(model.preprocess(batch)).float().cpu() for batch in shard(batches)])
+    return require_finite("logits", torch.cat(asked))

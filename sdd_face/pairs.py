@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .cam import logit_maps
 from .inputs import read_faces, refuse_blank
+from .passes import default_float32
 from .plot import overlay, show_images
 from .recognizer import FaceRecognizer, require_evaluation
 from .sdd import SDD, sdd
@@ -38,6 +39,7 @@ class PairExplanation:
 
 # %% ../nbs/beyond/08_pairs.ipynb #c23f6ab6
 @torch.no_grad()
+@default_float32()
 def explain_pair(
     model: FaceRecognizer,  # in evaluation mode, its output layers trained (published, or head="own"); not changed
     a: Tensor,  # (B, 3, 112, 112), RGB: uint8, or float in [0, 1]

@@ -139,5 +139,9 @@ def locate_paths(
         raise FileNotFoundError(f"data: {values['data']} is not a folder")
     if "weights" in places and not places["weights"].is_file():
         raise FileNotFoundError(f"weights: {values['weights']} is not a file")
-    for name in ("run", "figures"): _check_writable(name, places[name])
+    for name in ("run", "figures"):
+        _check_writable(name, places[name])
+        if "data" in places and places["data"].resolve() in places[name].resolve().parents:
+            advice = "its files would be taken for a person's; choose another folder, or go to one"
+            raise ValueError(f"{name}: {os.path.relpath(places[name])} lies inside the data, and {advice}")
     return places

@@ -18,7 +18,7 @@ from .distributed import is_main
 from .maps import resized, unit_range
 from .masks import fill_for, window_masks
 from .model import FaceRecognizer, require_evaluation
-from .passes import pass_size
+from .passes import pass_size, whole_number
 
 # %% ../nbs/measuring/perturbation.ipynb #3eff517e
 SCORES = ("probability", "logit", "log_odds")
@@ -34,7 +34,7 @@ class Probe:
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise ValueError(f"score is {self.score!r}; expected {', '.join(map(repr, SCORES))}")
-        if self.batch_size < 1: raise ValueError(f"batch_size is {self.batch_size}; expected 1 or more")
+        whole_number("batch_size", self.batch_size, 1)
 
 
 def _score(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import center_crop
 
-from .heads import CLASSIFIERS, OwnHead, PoolHead
+from .heads import OwnHead, PoolHead
 from .inputs import Given, read_faces
 from .networks import embedding_network
-from .passes import choose_precision, pass_size, passes_in
+from .passes import choose_precision, pass_size, passes_in, require_finite
+from .ranges import KINDS
 
 # %% ../nbs/networks/recognizer.ipynb #2df12319
 def require_evaluation(model: nn.Module) -> None:
@@ -38,9 +39,9 @@ class FaceRecognizer(nn.Module):
         source: str = "",  # where the weights come from
     ):
         super().__init__()
-        options = ("color", color, ("rgb", "bgr")), ("head", head, HEADS), ("classifier", classifier, CLASSIFIERS)
-        for what, given, known in options:
-            if given not in known: raise ValueError(f"{what} is {given!r}; expected {' or '.join(map(repr, known))}")
+        for what, given in (("color", color), ("head", head), ("classifier", classifier)):
+            if given in KINDS[what]: continue
+            raise ValueError(f"{what} is {given!r}; expected {' or '.join(map(repr, KINDS[what]))}")
         self.backbone = embedding_network(arch)
         self.head = HEADS[head](self.backbone, len(names), classifier)
         self.names, self._precision = list(names), "float32"
@@ -108,7 +109,7 @@ class FaceRecognizer(nn.Module):
         parts = read_faces(images, size=self.image_size, align=align).split(pass_size(batch_size, self.device))
         with torch.no_grad():
             batches = [self.features(self.preprocess(part)) for part in parts]
-            return torch.cat([self.backbone.unit_embedding(features)[0] for features in batches])
+            return require_finite("embeddings", torch.cat([self.backbone.unit_embedding(each)[0] for each in batches]))
 
     def similarity(self, a: Tensor, b: Tensor) -> Tensor:  # (A, B), -1 to 1
         "Compute the cosines between the embeddings of two sets of RGB images."

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .paint import LAYERS, Canvas, expose
+from .passes import default_float32
 
 # %% ../nbs/00_synthetic.ipynb #cc0b8394
 TRAITS = {  # part -> trait -> (low, high), or the names to choose from
@@ -40,6 +41,7 @@ TRAITS = {  # part -> trait -> (low, high), or the names to choose from
 RANGES = {trait: bounds for traits in TRAITS.values() for trait, bounds in traits.items()}
 
 # %% ../nbs/00_synthetic.ipynb #e92118f3
+@default_float32()
 def make_people(
     count: int,  # how many
     *,
@@ -93,6 +95,7 @@ MOMENT = {  # what varies from image to image: (low, high)
 }
 
 
+@default_float32()
 def make_moments(
     count: int,  # how many
     *,
@@ -111,6 +114,7 @@ class Drawing:
     people: Tensor  # (N,): which person
 
 # %% ../nbs/00_synthetic.ipynb #a3517e72
+@default_float32()
 def draw_faces(
     people: dict[str, Tensor],  # trait -> (P,), from `make_people` or `twin`
     *,
@@ -137,6 +141,7 @@ def draw_faces(
     return drawing
 
 # %% ../nbs/00_synthetic.ipynb #33911c85
+@default_float32()
 def twin(
     people: dict[str, Tensor],  # trait -> (P,)
     part: str,  # a part that has traits: "hair", "ears", "face", "brows", ...

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, fill_head
 from .cutting import KINDS, CutHead, CutNetwork, cut_head, layers_with_places, to_places
 from .heads import CLASSIFIERS, CosineClassifier
 from .passes import choose_precision, passes_in
@@ -174,5 +174,5 @@ def rebuilt(
     if own: return model
     if classes is not None: return model.with_people(classes, **options)
     model = model.with_people(record["names"], classifier=record["classifier"])
-    model.head.load_state_dict(found.head)
+    fill_head(model.head, found)
     return model

@@ -55,7 +55,8 @@ def face(folder: Path) -> Path:
 
 # The command
 
-COMMANDS = "reproduce", "explain", "explain-pair", "explore", "align", "train", "evaluate", "notebooks", "facescrub"
+COMMANDS = ("reproduce", "explain", "explain-pair", "explore", "align", "train", "evaluate", "notebooks", "course",
+            "facescrub")
 
 
 def test_help_tells_about_the_commands(capsys):
@@ -422,6 +423,15 @@ def test_train_then_evaluate_then_explain(capsys, folder: Path):
     assert_refused(run(capsys, *"evaluate --run small --out t.docx".split()), "t.docx: its ending names no kind of")
     asked = f"explain faces/Person_A/{0}.png --model small --target Person_B --no-align"
     assert run(capsys, *asked.split())[1].startswith("explanation.png: Person_B, ")
+
+
+def test_the_course_is_copied_with_and_without_solutions(capsys, folder: Path):
+    for name, more in (("pupils", []), ("teacher", ["--solutions"])):
+        status, out, _ = run(capsys, "course", name, *more)
+        lessons = sorted(Path(name).glob("*.ipynb"))
+        assert status == 0 and len(lessons) == 5 and out.startswith(f"{name}: 5 files")
+        assert any("BEGIN SOLUTION" in lesson.read_text() for lesson in lessons) == bool(more)
+    assert_refused(run(capsys, "course", "pupils"), "is there already, perhaps with answers; choose another folder")
 
 
 def test_notebooks_are_copied_whole(capsys, folder: Path):

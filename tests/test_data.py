@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from sdd_face import data
-from sdd_face.data import Faces, load_faces, near_duplicates, split_faces, split_sizes
+from sdd_face.data import Faces, load_faces, near_duplicates, read_folder, split_faces, split_sizes
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "facescrub12" / "aligned"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the FaceScrub faces are not at {REAL}")
@@ -47,6 +47,24 @@ def reason(faces: Faces, file: str) -> str:
 
 
 # sources
+
+def test_a_folder_at_another_size(folder, tmp_path):
+    """Each size has its own cache, and none is made from the pixels of another."""
+    large = tmp_path / "large" / "ann"
+    large.mkdir(parents=True)
+    for i in range(2): picture(i).resize((320, 320), Image.Resampling.BICUBIC).save(large / f"{i}.png")
+    usual, at_160, tall = (read_folder(large.parent, size=size) for size in ((112, 112), (160, 160), (112, 96)))
+    assert [tuple(each.images.shape) for each in (usual, at_160, tall)] == [
+        (2, 3, 112, 112), (2, 3, 160, 160), (2, 3, 112, 96)]
+    with Image.open(large / "1.png") as image:
+        wanted = np.array(image.resize((160, 160), Image.Resampling.BICUBIC))
+    assert np.array_equal(at_160.images[1].permute(1, 2, 0).numpy(), wanted)
+    with patch("sdd_face.images.decode_face", side_effect=AssertionError("decoded again")):
+        assert torch.equal(read_folder(str(large.parent), size=(160, 160)).images, at_160.images)
+        assert torch.equal(read_folder(large.parent).images, usual.images)
+    assert at_160.groups.tolist() == usual.groups.tolist() == [0, 1]
+    assert torch.equal(load_faces(folder).images, read_folder(folder).images)
+
 
 def test_folder(folder):
     faces = load_faces(folder)

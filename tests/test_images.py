@@ -47,7 +47,7 @@ def reason(faces: Faces, file: str) -> str:
 def decoded_by(monkeypatch) -> list[str]:
     "Note the name of every file that is decoded from here on."
     names, read = [], images.read_face
-    monkeypatch.setattr(images, "read_face", lambda path: names.append(path.name) or read(path))
+    monkeypatch.setattr(images, "read_face", lambda path, size: names.append(path.name) or read(path, size))
     return names
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdd_face import checkpoints
+from sdd_face import tensor_files
 from sdd_face.checkpoints import read_checkpoint, read_record
 from sdd_face.classes import compared_classes, known_classes
 from sdd_face.data import Faces
@@ -177,7 +177,7 @@ def test_a_saved_recogniser_takes_the_way_of_every_file(model, tmp_path):
 def test_a_weights_file_is_opened_once(model, tmp_path, monkeypatch):
     path, opened = tmp_path / "model.safetensors", []
     save_recognizer(model, path)
-    monkeypatch.setattr(checkpoints, "safe_open", lambda *asked: opened.append(asked[0]) or safe_open(*asked))
+    monkeypatch.setattr(tensor_files, "safe_open", lambda *asked: opened.append(asked[0]) or safe_open(*asked))
     load_recognizer(path)
     assert opened == [path]
 
@@ -199,9 +199,9 @@ def test_a_damaged_record_is_a_damaged_file(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(1)}, path, {"sdd_face": '{"arch": '})
     for read in (load_recognizer, read_record):
-        with pytest.raises(ValueError, match="model.safetensors: damaged, cut short or not a weights file"): read(path)
+        with pytest.raises(ValueError, match="model.safetensors: damaged; its record is not JSON"): read(path)
     save_file({"weight": torch.zeros(1)}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="model.safetensors: safetensors without a record"): read_record(path)
+    with pytest.raises(ValueError, match="model.safetensors: a weights file without a record"): read_record(path)
 
 
 class Harmful:
