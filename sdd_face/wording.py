@@ -22,7 +22,7 @@ def in_words(
     "Say how a map stands to its reference, with the difference and its interval."
     map, reference = title(row["map"]), title(row["reference"])
     number = f"({with_interval(row, digits=digits)}{unit})"
-    if not math.isfinite(row["ci_low"]): return f"{map} and {reference} differ by a number without an interval {number}"
+    if not math.isfinite(row["ci_low"]): return f"{map} and {reference} cannot be compared with so few people {number}"
     if row["ci_low"] > 0: return f"{map} is better than {reference} {number}"
     if row["ci_high"] < 0: return f"{map} is worse than {reference} {number}"
     return f"{map} cannot be told apart from {reference} {number}"

@@ -17,7 +17,7 @@ PATHS = {path.stem: path for path in numbered_notebooks(ROOT / "nbs")}
 PARTS = {  # part -> its name, and its notebooks in the order in which they are read
     "I": ("The paper", ("00", "01", "02", "03", "04", "05", "06")),
     "II": ("Is it true?", ("10", "11", "12", "13")),
-    "III": ("Beyond", ("07", "08", "09", "14", "16", "15")),
+    "III": ("Beyond", ("07", "08", "09", "14", "16", "17", "15")),
 }
 ESSENTIAL = {"00", "04", "05", "06", "10", "13"}
 ORDER = [next(name for name in PATHS if name[:2] == number) for _, numbers in PARTS.values() for number in numbers]
