@@ -40,6 +40,7 @@
   batch_norm      batch norm over the batches of several processes
 
   paint           how a face is painted, layer by layer
+  pixels          any picture becomes RGB, upright, or is refused
   images          image files become faces, or are refused with a reason
   inputs          faces in any form become one tensor
   photos          the faces of a photograph, found, numbered and aligned

@@ -9,7 +9,8 @@ __all__ = ['LANDMARKS', 'TEMPLATE', 'similarity', 'align_face', 'check_box', 'cr
 import numpy as np
 from PIL import Image, ImageOps
 
-from .images import SIZE, LeftOut, to_rgb
+from .images import SIZE, LeftOut
+from .pixels import to_rgb
 
 # %% ../nbs/photographs/alignment.ipynb #d441fe4d
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")

@@ -9,6 +9,7 @@ __all__ = ['compared_classes', 'known_classes', 'class_numbers', 'asked_classes'
 from collections.abc import Sequence
 from difflib import get_close_matches
 from numbers import Integral
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def known_classes(
 # %% ../nbs/measuring/classes.ipynb #7e1a220b
 def _number(name: str, known: list[str]) -> int:
     "Find a person among those that the network knows; spaces and underscores, capitals and small letters are alike."
-    def plain(text: str) -> str: return text.replace("_", " ").casefold()
+    def plain(text: str) -> str: return normalize("NFC", text).replace("_", " ").casefold()
 
     if name in known: return known.index(name)
     alike = [i for i, each in enumerate(known) if plain(each) == plain(name)]

@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from .alignment import align_face, check_box, crop_box
 from .facescrub import Photo, read_manifest, read_metadata
 from .files import atomic_path, project_path, write_rows
-from .images import SIZE, UNREADABLE, LeftOut, check_pixels, find_images, person_folders, to_rgb
+from .images import SIZE, LeftOut, find_images, person_folders
 from .landmark_table import Known, face_key, read_landmarks
+from .pixels import UNREADABLE, check_pixels, to_rgb
 
 # %% ../nbs/photographs/crops.ipynb #cb2f06b7
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .distributed import barrier
-from .files import atomic_path, project_path
-from .images import MIN_IMAGES, find_images, name_of, person_folders, read_images
+from .files import atomic_path, project_path, text_to_write
+from .images import MIN_IMAGES, find_images, name_of, person_folders, read_images, same_form
 from .synthetic import draw_faces, make_people
 
 # %% ../nbs/01_data.ipynb #9a2f648b
@@ -89,7 +89,7 @@ def near_duplicates(
 # %% ../nbs/01_data.ipynb #d5d51902
 def _read_groups(path: Path, known: Iterable[str]) -> dict[str, str]:
     "Read `faces.csv`: the group of each file."
-    known, groups = set(known), {}
+    known, groups = {same_form(file): file for file in known}, {}
     with path.open(newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines, skipinitialspace=True)
         try:
@@ -98,8 +98,9 @@ def _read_groups(path: Path, known: Iterable[str]) -> dict[str, str]:
                 raise ValueError(f"{path}, line 1: columns {columns}; expected file and group")
             for row in rows:
                 file, group, where = row["file"], row["group"], f"{path}, line {rows.line_num}"
-                if file not in known:
+                if file is None or same_form(file) not in known:
                     raise ValueError(f"{where}: no image {file!r} in {path.parent}; expected PERSON/FILE")
+                file = known[same_form(file)]  # as the folder spells it: ë may be one sign, or two
                 if not group: raise ValueError(f"{where}: no group for {file}")
                 if groups.setdefault(file, group) != group:
                     raise ValueError(f"{where}: {file} already has the group {groups[file]}")
@@ -242,9 +243,8 @@ def _fill(room: int, left: dict[int, int]) -> list[int]:
 def _write_split(faces: Faces, sides: Iterable[str], path: Path) -> None:
     "Write which image is on which side."
     names = [faces.names[label] for label in faces.labels.tolist()]
-    with atomic_path(path) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            rows = csv.writer(lines)
-            rows.writerow(["file", "name", "group", "split"])
-            rows.writerows(zip(faces.files, names, faces.groups.tolist(), sides))
+    with atomic_path(path) as temporary, text_to_write(temporary) as lines:
+        rows = csv.writer(lines)
+        rows.writerow(["file", "name", "group", "split"])
+        rows.writerows(zip(faces.files, names, faces.groups.tolist(), sides))
     barrier()

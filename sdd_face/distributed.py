@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 
 # %% ../nbs/running/distributed.ipynb #7bba4cbd
 def world_size() -> int:
-    "Return the number of processes."
-    return int(os.environ.get("WORLD_SIZE", 1))
+    "Return the number of processes; 1 unless a launcher has told this process which of them it is."
+    told = [os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK")]
+    return max(1, int(told[0])) if all(each.isdecimal() for each in told) else 1
 
 
 def rank() -> int:

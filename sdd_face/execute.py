@@ -6,13 +6,17 @@
 __all__ = ['LONGEST_SOCKET', 'SameInterpreter', 'StepWatch', 'NotebookFailed', 'execute']
 
 # %% ../nbs/running/execute.ipynb #2271484f
+import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
+from threading import current_thread, main_thread
 from time import perf_counter
 
 import papermill
@@ -89,6 +93,21 @@ def _failure(error: PapermillExecutionError | RuntimeError, watch: StepWatch, ex
     return "\n".join([*lines, f"The executed notebook: {os.path.relpath(executed)}"] if is_main() else lines)
 
 # %% ../nbs/running/execute.ipynb #40b05e4d
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    "Let a request to end (SIGTERM) do what Ctrl-C does: the kernel ends, and what was executed is kept."
+    def interrupt(*_):
+        logging.getLogger("asyncio").disabled = True  # it would tell that the kernel ended
+        raise KeyboardInterrupt
+
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
+
 def execute(
     notebook: Path,  # with a cell tagged "parameters"
     parameters: Mapping[str, Value],  # what it is given instead of its defaults
@@ -98,14 +117,19 @@ def execute(
     "Run one notebook in a kernel of its own; NotebookFailed if a cell fails."
     watch = StepWatch(notebook.stem, bar)
     watching = {"progress_bar": False, "on_cell_start": watch.cell_start, "on_cell_executed": watch.cell_executed}
-    with kernel_environment(notebook.stem) as environment, TemporaryDirectory(prefix="sdd_face-") as sockets:
+    temporary = TemporaryDirectory(prefix="sdd_face-")
+    with _ended_as_interrupted(), kernel_environment(notebook.stem) as environment, temporary as sockets:
         partial = Path(environment.get("SDD_FACE_OWN", executed.parent)) / f".partial-{executed.name}"
         source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial))
+        Path(sockets, "matplotlibrc").touch()  # figures are drawn with our settings, not with the user's
+        environment = environment | {"MATPLOTLIBRC": os.path.join(sockets, "matplotlibrc")}
         own = {"environment": environment, "folder": sockets}
         manager = type("Kernel", (SameInterpreter,), own)  # papermill takes a class
         kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": manager}
         try:  # papermill formats the paths, hence the doubled braces
             papermill.execute_notebook(source, target, dict(parameters), autosave_cell_every=0, **watching, **kernel)
+        except OSError as error:
+            raise OSError(f"{os.path.relpath(executed)}: cannot be written ({error})") from error
         except (PapermillExecutionError, RuntimeError) as error:  # the latter: the kernel
             raise NotebookFailed(_failure(error, watch, executed)) from error
         finally:

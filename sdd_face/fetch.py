@@ -26,7 +26,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from yarl import URL
 
 import sdd_face
-from .images import MAX_PIXELS, UNREADABLE, LeftOut, check_pixels
+from .images import LeftOut
+from .pixels import MAX_PIXELS, UNREADABLE, check_pixels
 
 # %% ../nbs/photographs/fetch.ipynb #1483d623
 def is_public(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_NAME', 'PACKAGED', 'WEIGHT_ENDINGS', 'PARTIAL', 'FULL', 'project_path', 'is_hub_name', 'atomic_path',
-           'remove_partial', 'write_rows', 'read_json']
+           'remove_partial', 'text_to_write', 'write_rows', 'read_json']
 
 # %% ../nbs/running/files.ipynb #aa377bd3
 import csv
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import TextIO
 from uuid import uuid4
 
 from .distributed import keeps_file
@@ -89,12 +90,19 @@ def remove_partial(
         except (ValueError, OSError, OverflowError): continue  # not ours, or another user's that lives
 
 # %% ../nbs/running/files.ipynb #c81a9edf
+def text_to_write(
+    path: Path,
+) -> TextIO:
+    "Open a table; a name that is no UTF-8 is written with the bytes that it has."
+    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
+
+
 def write_rows(
     rows: list[dict],  # all with the same keys
     path: str | os.PathLike,  # ".../history.csv"
 ) -> None:
     "Write rows as .csv, whole or not at all; fractions with six digits."
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, text_to_write(temporary) as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         for row in rows:

@@ -26,7 +26,7 @@ from .data import Faces
 from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
-from .passes import default_float32, pass_size, passes_in
+from .passes import batches_of, default_float32, pass_size, passes_in
 from .ranges import require_fit
 from .wrapping import WrappedRecognizer
 
@@ -159,7 +159,7 @@ def _learn(t: Training, progress: tqdm) -> tuple[float, float]:
     if t.recipe.augmentation != "none": t.chance = torch.rand(len(t.labels), CHANCES, generator=chance)
     sums = torch.zeros(2, device=t.model.device)  # loss, hits
     t.model.train(t.recipe.layers == "all")
-    for batch in order.split(t.recipe.batch_size):
+    for batch in batches_of(order, t.recipe.batch_size):
         index = shard(batch)
         labels = t.labels[index.to(t.labels.device, non_blocking=True)].to(t.model.device, non_blocking=True)
         logits = _logits(t, index)

@@ -12,12 +12,13 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .alignment import TEMPLATE, align_face
-from .images import SIZE, check_pixels, face_pixels, read_image, to_rgb
+from .images import SIZE, face_pixels, read_image
 from .landmarks import find_faces
+from .pixels import check_pixels, to_rgb, upright
 
 # %% ../nbs/photographs/photos.ipynb #a21cc54d
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ def open_photo(
 ) -> Image.Image:  # RGB, upright
     "Open a photograph. FileNotFoundError, or ValueError that says why it is none."
     read_image(path)  # says what is wrong with a file that is no image
-    with Image.open(path) as file: return to_rgb(ImageOps.exif_transpose(file))
+    with Image.open(path) as file: return to_rgb(upright(file))
 
 
 def align_is_installed() -> bool:
@@ -62,7 +63,7 @@ def find_portrait(
 
     ValueError where there is no such face; ModuleNotFoundError without the extra `align`."""
     check_pixels(photo.size)
-    photo = to_rgb(ImageOps.exif_transpose(photo))
+    photo = to_rgb(upright(photo))
     boxes, landmarks = find_faces(photo)
     if not len(boxes):
         how = "a crop of an aligned face is taken as it is with align=False, or --no-align"
@@ -92,7 +93,7 @@ def numbered(
     portrait: Portrait,  # one of its faces
 ) -> Tensor:  # (3, H, W), uint8 RGB
     "Draw boxes and numbers of all found faces into a photograph; the chosen one is white, the others are grey."
-    image = to_rgb(ImageOps.exif_transpose(photo)).copy()
+    image = to_rgb(upright(photo)).copy()
     draw, line = ImageDraw.Draw(image), max(2, round(max(image.size) / 120))
     for number, box in enumerate(portrait.boxes, 1):
         color = "white" if number == portrait.number else "grey"

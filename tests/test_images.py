@@ -10,7 +10,8 @@ from PIL import Image
 
 from sdd_face import images
 from sdd_face.data import Faces, load_faces
-from sdd_face.images import LeftOut, check_pixels, read_image
+from sdd_face.images import LeftOut, read_image
+from sdd_face.pixels import check_pixels
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "facescrub12" / "originals"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the FaceScrub faces are not at {REAL}")
