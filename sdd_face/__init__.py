@@ -79,6 +79,11 @@
   page            what a page takes in and gives out
   look_panel      why it is this person and not that one
   mask_panel      your mask against SDD, CAM, a disc and chance
+  curve_panel     a slider along a deletion curve
+  face_panel      a drawn face changed, its relatives, and a twin in one part
+  method_panel    methods side by side, with their costs
+  jobs            a slow method beside the page, which can be stopped
+  quiz            two maps, of a trained network and of a random one
 
   files           where a run keeps its things; whole files or none
   distributed     one run in several processes

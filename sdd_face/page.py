@@ -63,14 +63,8 @@ def explanation_json(
     choice: Choice,
 ) -> str:
     "Write an explanation, and the choice that made it, as JSON."
-    why, found = look.why, look.why.sdd
-    numbers = {
-        "probabilities": why.probabilities, "cams": why.cams, "divergence": found.divergence, "sdd": found.map,
-        "scale": found.scale, "alpha": found.alpha}
-    named = {"people": [why.names[label] for label in why.classes[0].tolist()]}
-    rounded = {name: np.round(each[0].double().numpy(), 6).tolist() for name, each in numbers.items()}
     first = {"choice": json.loads(to_json(choice)), "correlation": round(look.correlation, 6)}
-    return json.dumps(first | named | rounded)
+    return json.dumps(first | look.why.to_dict())
 
 
 def read_choice(

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
+from traitlets.config import Config
 
 from .pictures import find_model
 
@@ -62,7 +63,7 @@ def voila_options(
     "List how Voila is started: what a page may do stands here."
     options = {
         "Voila.ip": "127.0.0.1", "Voila.port": port, "Voila.port_retries": 0, "Voila.open_browser": browser,
-        "Voila.root_dir": page.parent, "Voila.tornado_settings": "allow_remote_access=False",  # by another name
+        "Voila.root_dir": page.parent,
         "VoilaConfiguration.template": "explorer", "VoilaConfiguration.file_denylist": ".*",
         "VoilaConfiguration.strip_sources": True, "VoilaConfiguration.show_tracebacks": False,
         "VoilaConfiguration.allow_template_override": "NO", "VoilaConfiguration.allow_theme_override": "NO",
@@ -88,4 +89,5 @@ def serve(
         page = write_page(Path(folder), networks)
         write_template(Path(jupyter))
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [jupyter, os.environ.get("JUPYTER_PATH")]))
-        voila.launch_instance(voila_options(page, port=port, browser=browser))
+        own_name = Config(Voila={"tornado_settings": {"allow_remote_access": False}})  # no other name leads here
+        voila.launch_instance(voila_options(page, port=port, browser=browser), config=own_name)
