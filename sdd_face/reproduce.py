@@ -89,7 +89,7 @@ def plan_run(
     "Check a request; a ValueError or an OSError says what is wrong with it."
     folder = folder or notebooks_folder()
     notebooks = numbered_notebooks(folder)
-    known = known_parameters(notebooks)
+    known = known_parameters(notebooks) | {"figures": "figures"}  # a notebook opened by hand writes into its run
     if not (beyond or profile == "beyond"): notebooks = [each for each in notebooks if each.parent == folder]
     asked = {"run": run, "figures": figures}
     given = dict(parameters or {}) | {name: value for name, value in asked.items() if value is not None}
