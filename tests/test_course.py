@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from nbformat import NotebookNode
 
+from sdd_face import cli
 from sdd_face.course import check, copy_course, lessons, without_solutions
 
 matplotlib.use("agg")  # no window opens
@@ -241,6 +242,18 @@ def test_what_a_student_wrote_is_not_overwritten(tmp_path: Path):
     (tmp_path / "3_agreement.ipynb").write_text("mine")
     with pytest.raises(FileExistsError, match="3_agreement.ipynb is there already"): copy_course(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["3_agreement.ipynb"]
+
+
+def test_the_command_copies_and_refuses(tmp_path: Path, capsys):
+    with chdir(tmp_path):
+        assert cli.main(["course", "mine"]) == 0
+        assert "mine: 5 files" in capsys.readouterr().out
+        assert cli.main(["course", "mine", "--solutions"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "is there already, perhaps with answers" in err
+        assert cli.main(["course", "yours", "--solutions"]) == 0
+    assert "BEGIN SOLUTION" not in (tmp_path / "mine/1_evidence.ipynb").read_text(encoding="utf-8")
+    assert "BEGIN SOLUTION" in (tmp_path / "yours/1_evidence.ipynb").read_text(encoding="utf-8")
 
 
 def test_slides_show_pictures_and_no_solution(tmp_path: Path):
