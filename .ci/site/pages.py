@@ -27,7 +27,7 @@ PARTS = {
 }
 ROOMS = {
     "networks": "Networks", "photographs": "Photographs and faces", "measuring": "Maps and measures",
-    "running": "Runs, files and pictures",
+    "running": "Runs, files and pictures", "commands": "Commands", "explorer": "The explorer's parts",
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a kernel; the picture or text beside it does not
 PICTURES = ("image/png", "image/jpeg")
@@ -183,7 +183,8 @@ def rooms(site: Site) -> dict[str, str]:
     """Tell what the folders of notebooks without a number are called."""
     folders = {path.parent.relative_to(site.notebooks) for path in all_notebooks(site)}
     others = sorted(map(str, folders - {Path(), Path("beyond"), Path("course"), *map(Path, ROOMS)}))
-    return ROOMS | {folder: folder.capitalize() for folder in others}
+    known = {folder: name for folder, name in ROOMS.items() if (site.notebooks / folder).exists()}
+    return known | {folder: folder.capitalize() for folder in others}
 
 
 def write_rooms(site: Site) -> None:
