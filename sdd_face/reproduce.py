@@ -18,7 +18,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from .distributed import barrier, broadcast, world_size
+from .distributed import barrier, broadcast, is_main, world_size
 from .execute import execute
 from .files import atomic_path, project_path, read_json, remove_partial
 from .keys import cell_sources, digest, file_digest, file_stamps, package_digest, versions
