@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .acceleration import compiled_features, near_device
 from .augmentation import CHANCES, augment
@@ -27,7 +26,7 @@ from .distributed import all_gather, all_reduce, broadcast, keeps_file, rank, sh
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
 from .passes import default_float32, pass_size, passes_in
-from .progress import progress_bar
+from .progress import progress_bar, tqdm
 from .ranges import require_fit
 from .wrapping import WrappedRecognizer
 
