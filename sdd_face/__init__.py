@@ -104,6 +104,7 @@
   cli_photos      `align` and `facescrub download`
   course          five lessons, for students and for teachers
   plot            the helpers that draw every picture
+  progress        how far long work is, where somebody sees it
   alt_text        what a figure shows, in words
 """
 __version__ = "0.1.0"

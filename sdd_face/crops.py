@@ -19,7 +19,6 @@ from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
 from .alignment import align_face, check_box, crop_box
 from .facescrub import Photo, read_manifest, read_metadata
@@ -27,6 +26,7 @@ from .files import atomic_path, project_path, write_rows
 from .images import SIZE, LeftOut, find_images, person_folders
 from .landmark_table import Known, face_key, read_landmarks
 from .pixels import UNREADABLE, check_pixels, to_rgb
+from .progress import progress_bar
 
 # %% ../nbs/photographs/crops.ipynb #cb2f06b7
 @dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ def _one_at_a_time(detector: Callable) -> Callable:
 def _make_all(faces: list[_Face], aligner: _Aligner) -> list[dict[str, str]]:
     "Make all crops, and show how far it is."
     rows, counts = [], Counter()
-    progress = tqdm(total=len(faces), desc="aligning", unit="face", delay=1)
+    progress = progress_bar(total=len(faces), desc="aligning", unit="face", delay=1)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress as bar:
         try:
             for row in pool.map(aligner, faces):

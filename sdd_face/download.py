@@ -24,6 +24,7 @@ from .facescrub import Photo, manifest_line, read_manifest, read_metadata, write
 from .fetch import IMAGE_ENDINGS, Visitor, check_photo, open_visitor, run_to_end
 from .files import atomic_path, project_path
 from .images import LeftOut
+from .progress import progress_bar
 
 # %% ../nbs/photographs/download.ipynb #acfb6817
 @dataclass
@@ -153,4 +154,4 @@ def _progress(photos: list[Photo], ledger: _Ledger) -> tqdm:
     "Open a progress bar."
     settled = sum(photo.key in ledger.known for photo in photos)
     finished = settled == len(photos)
-    return tqdm(total=len(photos), initial=settled, desc="fetching", unit="photo", delay=1, disable=finished)
+    return progress_bar(total=len(photos), initial=settled, desc="fetching", unit="photo", delay=1, hidden=finished)

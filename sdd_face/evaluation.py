@@ -14,16 +14,16 @@ from time import perf_counter
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .classes import labels_by_name
 from .data import Faces
-from .distributed import all_gather, is_main, rank, shard, world_size
+from .distributed import all_gather, rank, shard, world_size
 from .maps import read_maps
 from .masks import fill_for, random_masks, same_size_masks, top_mask, uniform_numbers
 from .model import FaceRecognizer, require_evaluation
 from .passes import choose_precision, default_float32, pass_size, require_finite, whole_number
 from .plot import overlay, percent, person_label, show_images
+from .progress import progress_bar
 from .sdd import explain_features
 from .tables import Measured
 
@@ -107,7 +107,7 @@ def evaluate(
     start, maps = perf_counter(), _read_all(model, {"sdd": None} if maps is None else maps, len(faces), options)
     places = torch.arange(len(faces)).split(batch_size)
     mine, total = _batches(places, masking, model.backbone.size), len(shard(places))
-    bar = tqdm(mine, desc="deletion and retention", total=total, leave=False, disable=not is_main())
+    bar = progress_bar(mine, desc="deletion and retention", total=total, leave=False)
     measure = partial(_measure, model, faces.images, maps, masking=masking, batch_size=batch_size, options=options)
     parts = all_gather(lambda: [measure(place, chance) for place, chance in bar])
     confidence, predicted, *outcomes = zip(*parts)

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .acceleration import compiled_features, near_device
 from .augmentation import CHANCES, augment
 from .batch_norm import shared_batch_norms
 from .classes import labels_by_name
 from .data import Faces
-from .distributed import all_gather, all_reduce, broadcast, is_main, keeps_file, rank, shard, world_size
+from .distributed import all_gather, all_reduce, broadcast, keeps_file, rank, shard, world_size
 from .files import atomic_path, write_rows
 from .model import FaceRecognizer, best_device, predict
 from .passes import batches_of, default_float32, pass_size, passes_in
+from .progress import progress_bar, tqdm
 from .ranges import require_fit
 from .wrapping import WrappedRecognizer
 
@@ -245,6 +245,6 @@ def finetune(
     if model.device.type == "cuda": torch.backends.cudnn.benchmark = True  # one size of batches: try what is fastest
     training = start_training(model, train, recipe, seed=seed, folder=folder, compile=compile)
     done, total = len(training.history) * len(train), recipe.epochs * len(train)
-    with tqdm(total=total, initial=done, unit=" faces", desc="fine-tuning", disable=not is_main()) as progress:
+    with progress_bar(total=total, initial=done, unit=" faces", desc="fine-tuning") as progress:
         while len(training.history) < recipe.epochs: run_epoch(training, val, progress)
     return model.eval()

@@ -24,11 +24,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from platformdirs import user_cache_path
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .distributed import main_first
 from .files import atomic_path, project_path
 from .pixels import UNREADABLE, channels, check_pixels, to_rgb, upright
+from .progress import progress_bar
 
 # %% ../nbs/photographs/images.ipynb #26b594d0
 SIZE = 112  # pixels, the side of every face
@@ -228,7 +228,7 @@ def _fill_cache(cache: Path, folder: Path, found: dict[str, list[int]], size: tu
     reasons, lasting, checksum, files = {}, dict(found), 0, list(found)
     with (
         atomic_path(cache / "images.bin") as temporary, temporary.open("wb") as pixels,
-        ThreadPoolExecutor(8) as pool, tqdm(total=len(files), desc="decoding", unit="image", delay=1) as bar,
+        ThreadPoolExecutor(8) as pool, progress_bar(total=len(files), desc="decoding", unit="image", delay=1) as bar,
     ):
         for start in range(0, len(files), 1024):
             batch = files[start : start + 1024]

@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .classes import known_classes
-from .distributed import is_main
 from .maps import resized, unit_range
 from .masks import fill_for, window_masks
 from .model import FaceRecognizer, require_evaluation
 from .passes import pass_size, whole_number
+from .progress import progress_bar
 
 # %% ../nbs/measuring/perturbation.ipynb #3eff517e
 SCORES = ("probability", "logit", "log_odds")
@@ -91,7 +91,7 @@ def masked_bar(
     total: int,  # masked images
 ) -> tqdm:
     "Show how many masked images are done, if it takes more than a second."
-    return tqdm(total=total, desc="masked images", unit=" images", leave=False, delay=1, disable=not is_main())
+    return progress_bar(total=total, desc="masked images", unit=" images", leave=False, delay=1)
 
 # %% ../nbs/measuring/perturbation.ipynb #27ff3b9c
 def set_scene(

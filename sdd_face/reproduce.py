@@ -32,6 +32,7 @@ from sdd_face.parameters import (
     numbered_notebooks,
     read_profile,
 )
+from .progress import progress_bar
 from .ranges import require_fit
 
 # %% ../nbs/running/reproduce.ipynb #d7a4b68e
@@ -217,7 +218,7 @@ def _run_steps(plan: Plan, todo: list[Step]) -> None:
     codes = [source for kind, source, _ in cells if kind == "code" and source.strip()]
     total = len(codes) + len(todo)  # papermill adds a cell to each notebook
     form = "{desc} |{bar:20}| {n}/{total} cells, {elapsed}"
-    with tqdm(total=total, bar_format=form, disable=not (todo and is_main())) as bar:
+    with progress_bar(total=total, bar_format=form, hidden=not todo) as bar:
         for step in todo:
             if plan.record.pop(step.notebook.stem, None): _write_json(plan.run_folder / RECORD, plan.record)
             _executed(plan, step).parent.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,14 @@
 import getpass
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -48,6 +51,7 @@ def test_everything_is_made_once(project: Project):
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("fig1.png, table1.csv and run.json are in figures (")
     assert first.stdout.count("\n") == 1 and project.log() == ALL
+    assert "cells" not in first.stderr  # no bar where no terminal shows it
     executed = sorted(path.name for path in (project.folder / "runs/quick/notebooks").iterdir())
     assert executed == [f"{name}.ipynb" for name in ALL]
 
@@ -56,8 +60,22 @@ def test_everything_is_made_once(project: Project):
     assert project.log() == ALL and second.stderr == ""
 
 
+def stderr_of_terminal(project: Project, *arguments: str) -> str:
+    """Run the command in a terminal of its own, and give what is seen there of stderr."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 100))
+    command = project.command(*arguments)
+    with subprocess.Popen(command, cwd=project.folder, stdout=subprocess.DEVNULL, stderr=its):
+        os.close(its)
+        seen = b""
+        with suppress(OSError):  # a terminal that nobody writes to any more ends so
+            while block := os.read(ours, 4096): seen += block
+    os.close(ours)
+    return seen.decode()
+
+
 def test_bar_names_notebook_and_step(project: Project):
-    progress = project.run("reproduce").stderr
+    progress = stderr_of_terminal(project, "reproduce")
     for name in ("00_log: 00_log", "01_draw: Figure 1", "02_table: Table 1", "11/11 cells"): assert name in progress
     assert "WARNING" not in progress and "Traceback" not in progress
 
@@ -330,7 +348,7 @@ def test_the_paper_alone_unless_asked_for_more(tmp_path: Path, monkeypatch):
         what: [step.notebook.stem[:2] for step in reproduce.plan_run(folder=ROOT / "nbs", **asked).steps]
         for what, asked in {"paper": {}, "flag": {"beyond": True}, "profile": {"profile": "beyond"}}.items()}
     assert numbers["paper"] == [f"{number:02}" for number in range(7)]
-    assert numbers["flag"] == numbers["profile"] == [f"{number:02}" for number in range(17)]
+    assert numbers["flag"] == numbers["profile"] == [f"{number:02}" for number in range(18)]
     with pytest.raises(ValueError, match="families: only notebooks beyond the paper have it; add --beyond"):
         reproduce.plan_run(folder=ROOT / "nbs", parameters={"families": "3"})
     reproduce.plan_run(folder=ROOT / "nbs", parameters={"families": "3"}, beyond=True)

@@ -156,6 +156,10 @@ def test_solutions_and_directives_are_not_shown(tmp_path: Path):
     folded = nbformat.v4.new_code_cell(source, metadata={"jupyter": {"source_hidden": True}})
     shown = pages.prepared_cell(folded, ROOT / "nbs/06_evaluation.ipynb", site)
     assert shown.source == "def f(x):\n    ...  # yours to write\n\nf(1)" and "hide-input" in shown.metadata.tags
+    imports = "import os\nfrom pathlib import Path\n\nfrom x import (\n    a,\n    b,\n)"
+    for code, hidden in ((imports, True), (imports + "\n\nf(1)", False)):
+        shown = pages.prepared_cell(nbformat.v4.new_code_cell(code), ROOT / "nbs/06_evaluation.ipynb", site)
+        assert ("hide-input" in shown.metadata.get("tags", [])) == hidden
     answer = nbformat.v4.new_markdown_cell("Because.", metadata={"nbgrader": {"solution": True}})
     assert "Because" not in pages.prepared_cell(answer, ROOT / "nbs/06_evaluation.ipynb", site).source
     empty = nbformat.v4.new_code_cell("#| default_exp masks")
@@ -202,7 +206,7 @@ def test_it_can_be_searched_and_stays_whole_without_pictures(site: Path):
     assert "diverg" in (site / "searchindex.js").read_text(encoding="utf-8")
     page = (site / "05_sdd.html").read_text(encoding="utf-8")
     assert "<math" in page and re.search(r'<a class="picture" href="_images/\w+\.jpe?g"><img alt="\w', page)
-    assert not [path for path in site.rglob("*.html") if "BEGIN SOLUTION" in path.read_text(encoding="utf-8")]
+    assert not [path for path in site.glob("course/*.html") if "BEGIN SOLUTION" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Build the site into a folder: python .ci/site/build.py OUT. Fails on any warning and on anything that leads nowhere.
 
 Needs the extra docs (pip install '.[docs]'); uses no network, and runs no notebook: outputs are those of the files."""
+import shutil
 import sys
 import tempfile
 from configparser import ConfigParser
@@ -29,6 +30,7 @@ def build(out: Path) -> int:
         write_reference(ROOT / "sdd_face", site.stage / "api", titles=titles, rooms=folders)
         options = ["-q", "-W", "--keep-going", "-j", "auto", "-c", str(HERE), "-d", f"{folder}/doctrees"]
         failed = sphinx([*options, str(site.stage), str(out)])
+        shutil.copytree(site.stage / "figures", out / "figures", dirs_exist_ok=True)  # outputs link to files in it
     problems = sorted({*broken(out), *loaded_from_elsewhere(out)})
     for problem in problems: print(problem, file=sys.stderr)
     return len(problems) + bool(failed)

@@ -27,10 +27,11 @@ PARTS = {
 }
 ROOMS = {
     "networks": "Networks", "photographs": "Photographs and faces", "measuring": "Maps and measures",
-    "running": "Runs, files and pictures",
+    "running": "Runs, files and pictures", "commands": "Commands", "explorer": "The explorer's parts",
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a kernel; the picture or text beside it does not
 PICTURES = ("image/png", "image/jpeg")
+IMPORTS = re.compile(r"(?:(?:import|from) [^\n(]+(?:\([^)]*\))?\s*)+")  # a cell of imports alone
 SOLUTION = re.compile(r"^( *)### BEGIN (SOLUTION|HIDDEN TESTS)\n.*?^ *### END \2 *$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -112,7 +113,7 @@ def prepared_cell(cell: NotebookNode, path: Path, site: Site) -> NotebookNode | 
     if cell.cell_type != "code": return cell
     cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE).strip("\n")
     cell.source = SOLUTION.sub(r"\1...  # yours to write", cell.source)
-    hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
+    hidden = cell.metadata.get("jupyter", {}).get("source_hidden") or IMPORTS.fullmatch(cell.source)
     if hidden: cell.metadata.tags = sorted({*cell.metadata.get("tags", []), "hide-input"})
     for output in cell.outputs:
         if "data" in output: output.data.pop(WIDGET, None)
@@ -183,7 +184,8 @@ def rooms(site: Site) -> dict[str, str]:
     """Tell what the folders of notebooks without a number are called."""
     folders = {path.parent.relative_to(site.notebooks) for path in all_notebooks(site)}
     others = sorted(map(str, folders - {Path(), Path("beyond"), Path("course"), *map(Path, ROOMS)}))
-    return ROOMS | {folder: folder.capitalize() for folder in others}
+    known = {folder: name for folder, name in ROOMS.items() if (site.notebooks / folder).exists()}
+    return known | {folder: folder.capitalize() for folder in others}
 
 
 def write_rooms(site: Site) -> None:
