@@ -28,7 +28,6 @@ CHOICES = {  # parameter -> the words that it may be
     "rule": ("pixels", "threshold", "dilated"),
     "fill": ("black", "grey", "mean", "blur", "rise_blur", "noise"),
     "random": ("rolled", "fixed_offset", "map", "pixels"),
-    "landmarks": ("template", "detected"),
 }
 WORDS = {"alpha": ("divergence", "fixed_point"), "minimum_scale": ("classes",)}  # or a number
 DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
@@ -42,10 +41,12 @@ RANGES = {  # parameter -> the least and the most that it may be
     "people": (1, 1e6), "images_per_person": (3, 1e6), "relatives": (1, 1e6), "differing": (1, 10),
     "seed": (-(2**31), 2**31), "epochs": (0, 1e6), "learning_rate": (0, 100), "step_size": (1, 1e6), "gamma": (0, 1),
     "batch_size": (1, 1e6), "overlap": (-1, 1), "cut": (0, 1), "draws": (1, 1e6), "top_k": (2, 1e6), "face": (0, 1e9),
-    "alpha": (0, 1e6), "minimum_scale": (0, 1e6), "family_images": (3, 1e6), "families": (2, 1e6), "steps": (2, 1e6),
+    "alpha": (0, 1e6), "minimum_scale": (0, 1e6), "own_side": (32, 4096), "family_images": (3, 1e6),
+    "families": (2, 1e6), "steps": (2, 1e6),
     **{name: (1, 1e6) for name in (
         "training_faces", "curve_faces", "curve_steps", "sanity_faces", "family_tests", "rise_masks", "lime_samples",
-        "probes", "searched", "searched_training", "compared_faces", "general", "sanity", "reading_faces")},
+        "own_people", "own_epochs", "searched", "searched_training", "compared_faces", "general", "sanity",
+        "reading_faces")},
 }
 FRACTIONS = "learning_rate", "gamma", "overlap", "cut"  # the others count
 OPEN = "learning_rate", "gamma", "cut"  # the least itself is none
