@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .distributed import main_first
 from .files import atomic_path, project_path
-from .pixels import UNREADABLE, channels, check_pixels, to_rgb, upright
+from .pixels import UNREADABLE, channels, check_pixels, to_rgb, upright, why_unknown
 from .progress import progress_bar
 
 # %% ../nbs/photographs/images.ipynb #26b594d0
@@ -73,7 +73,7 @@ def read_face(
         if path.stat().st_size == 0: return b"", "0 bytes; expected an image (JPEG, PNG)", False
         return decode_face(path, size).tobytes(), "", False
     except UnidentifiedImageError:
-        return b"", "not an image that Pillow can read", False
+        return b"", why_unknown(path), False
     except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         machine = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None  # not the file's fault

@@ -16,7 +16,7 @@ from sdd_face.data import load_faces
 from sdd_face.distributed import rank, world_size
 from sdd_face.files import write_rows
 from sdd_face.images import read_face, same_form
-from sdd_face.pixels import UNREADABLE, upright
+from sdd_face.pixels import UNREADABLE, upright, why_unknown
 from sdd_face.plot import fonts_for, save_figure, show_images
 
 RAMP = np.tile(np.linspace(0, 255, 112).round().astype(np.uint8), (112, 1))
@@ -146,3 +146,14 @@ def test_what_a_launcher_left_behind_is_no_launcher(monkeypatch, variables, expe
     for name in ("WORLD_SIZE", "RANK"): monkeypatch.delenv(name, raising=False)
     for name, value in variables.items(): monkeypatch.setenv(name, value)
     assert (world_size(), rank()) == expected
+
+
+@pytest.mark.parametrize(("brand", "package"), [
+    ("heic", "pillow-heif"), ("mif1", "pillow-heif"), ("avif", "pillow-avif-plugin")])
+def test_a_format_that_needs_a_package_names_it(tmp_path, brand: str, package: str):
+    path = tmp_path / "photo.heic"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"\0" * 12)
+    assert f"pip install {package}" in why_unknown(path)
+    if brand != "avif": assert f"pip install {package}" in read_face(path)[1]
+    path.write_bytes(b"a letter, nothing else")
+    assert read_face(path)[1] == "not an image that Pillow can read"
