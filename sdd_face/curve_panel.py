@@ -59,7 +59,7 @@ class CurvePanel(Panel):
     def draw(self) -> None:
         left = self._left()
         self.gallery.pictures = [
-            entry(enlarged(face), f"{name} first", f"{p:.1%} is left") for name, (face, p) in left.items()]
+            entry(enlarged(face), f"{name} first", f"confidence {p:.1%}") for name, (face, p) in left.items()]
         self.chart.value = _chart(measure_face(self.desk.subject, self.desk.choice)[0], self.step.value)
 
     def figure(self) -> Figure:
@@ -67,7 +67,7 @@ class CurvePanel(Panel):
         figure, axes = plt.subplots(1, 3, figsize=(8, 2.4), layout="constrained")
         for axis, (name, (face, p)) in zip(axes, left.items()):
             axis.imshow(face.permute(1, 2, 0))
-            axis.set_title(f"{name} first\n{p:.1%} is left", fontsize=8)
+            axis.set_title(f"{name} first\nconfidence {p:.1%}", fontsize=8)
             axis.axis("off")
         for name, marker in zip(curves, "os"):
             axes[2].plot([k / POINTS for k in range(POINTS + 1)], curves[name], marker=marker, markersize=3, label=name)

@@ -150,7 +150,7 @@ def _titles(why: Explanation, index: int) -> list[str]:
         titles.append(f"CAM {person_label(person['name'])}\n{percent(person['probability'], digits=2)}{more}")
     titles.append(f"SDD {person_label(described['people'][0]['name'])}\nline: top 20 %")
     shares = [person["highlighted"] for person in described["people"]] + [described["highlighted"]]
-    return [f"{title}\n{100 * share:.2g} % of the face" for title, share in zip(titles, shares)]
+    return [f"{title}\n{100 * share:.2g} % of the image" for title, share in zip(titles, shares)]
 
 # %% ../nbs/measuring/explanation.ipynb #7dd9900e
 def _page(why: Explanation, index: int) -> str:  # HTML
@@ -167,4 +167,4 @@ def _page(why: Explanation, index: int) -> str:  # HTML
         f'<img alt="{meaning}" src="data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}">'
         f"<table><tr><th>person</th><th>probability</th></tr>{''.join(rows)}</table>"
         f"<p>F = {found['F']:.2f}, alpha = {found['alpha']:.3f}; "
-        f"SDD highlights {found['highlighted']:.1%} of the face</p>")
+        f"SDD highlights {found['highlighted']:.1%} of the image</p>")

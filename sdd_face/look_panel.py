@@ -68,7 +68,7 @@ def _labels(look: Look) -> tuple[list[str], list[str]]:
     wide = float(highlighted_share(found.map[0], found.map.shape[1:]))
     notes = [f"{p:.2%}" for p in probabilities]
     notes += [f"{low:.2g} to {high:.2g}\nF = {float(found.scale):.3g}", f"alpha = {float(found.alpha):.3g}\n"
-              f"{wide:.1%} of the face is above half"]
+              f"{wide:.1%} of the image is above half"]
     return titles, notes
 
 

@@ -69,7 +69,7 @@ def _other_readings(result: Evaluation, scheme: str) -> str:
 # %% ../nbs/measuring/published.ipynb #5af9c817
 FINDINGS = {  # measure -> where, and what the paper finds; the sign of its difference
     "accuracy": ("section 4", "test accuracy, %", 0),
-    "highlighted": ("Figures 3, 4", "CAM highlights more of the face than SDD, points", 1),
+    "highlighted": ("Figures 3, 4", "CAM highlights more of the image than SDD, points", 1),
     "deletion_drop": ("Table 1, Figure 5", "confidence drop, SDD - random, points", 1),
     "deletion_change": ("Table 1, Figure 5", "predictions changed, SDD - random, points", 1),
     "retention_drop": ("Table 2, Figure 6", "confidence drop, SDD - random, points", -1),
