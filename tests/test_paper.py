@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "adaface.ckpt", "ir_tiny")
     small = " ".join(f"-p {name} {value}" for name, value in SMALL.items())
     for arguments in (
-        "facescrub align photographs --out faces --landmarks landmarks.csv --metadata lists",
+        "align photographs --out faces --landmarks landmarks.csv --metadata lists",
         f"reproduce --profile facescrub -p data faces -p weights adaface.ckpt {small}",
     ):
         result = sdd_face(folder, *arguments.split())
