@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_NAME', 'PACKAGED', 'WEIGHT_ENDINGS', 'PARTIAL', 'FULL', 'project_path', 'is_hub_name', 'atomic_path',
-           'remove_partial', 'text_to_write', 'write_rows', 'read_json']
+           'remove_partial', 'text_to_write', 'write_rows', 'read_json', 'file_digest']
 
 # %% ../nbs/running/files.ipynb #aa377bd3
 import csv
@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import TextIO
@@ -121,3 +122,10 @@ def read_json(
     except (ValueError, RecursionError): kept = None
     if isinstance(kept, dict): return kept
     raise ValueError(f"{os.path.relpath(path)}: no {what}; delete it ({lost})")
+
+
+def file_digest(
+    path: Path,
+) -> str | None:
+    "Hash a file (SHA-256); None if it is gone."
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else None

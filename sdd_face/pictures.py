@@ -17,9 +17,8 @@ from torch import Tensor
 from .checkpoints import read_record
 from .classes import asked_classes, compared_classes
 from .explanation import plot_explanation
-from .files import PACKAGED, is_hub_name, project_path
+from .files import PACKAGED, file_digest, is_hub_name, project_path
 from .inputs import read_faces
-from .keys import file_digest
 from .maps import highlighted_share
 from .methods import attribute, method_options
 from .model import FaceRecognizer, load_recognizer, predict

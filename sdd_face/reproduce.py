@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from .distributed import barrier, broadcast, is_main, world_size
 from .execute import execute
-from .files import atomic_path, project_path, read_json, remove_partial
-from .keys import cell_sources, digest, file_digest, file_stamps, package_digest, versions
+from .files import atomic_path, file_digest, project_path, read_json, remove_partial
+from .keys import cell_sources, digest, file_stamps, package_digest, versions
 from sdd_face.parameters import (
     Value,
     choose_values,

@@ -87,6 +87,20 @@ except SystemExit: print(sorted(sys.modules))"""
     for slow in ("torch", "numpy", "matplotlib", "papermill", "nbformat"): assert f"'{slow}'" not in out
 
 
+WITHOUT = """
+import sys
+for name in ("nbformat", "papermill", "nbconvert", "IPython", "ipywidgets", "anywidget", "captum", "sklearn", "voila"):
+    sys.modules[name] = None
+from sdd_face.cli import main
+sys.exit(main(sys.argv[1:]))"""
+
+
+@pytest.mark.parametrize("arguments", [["explain"], ["explain", "--method", "cam"], ["train", "--help"]])
+def test_explaining_needs_no_extra(folder: Path, arguments: list[str]):
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # explain
 
 def test_explains_a_drawn_face_without_anything(capsys, folder: Path):
