@@ -20,6 +20,7 @@ import torchvision
 from conftest import noise
 from safetensors.torch import save_file
 from test_model import REAL, needs_real_faces, real_faces
+from test_wrapping import shaken
 from torch import nn
 
 import sdd_face as sf
@@ -336,15 +337,6 @@ class IResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.prelu(self.bn1(self.conv1(x)))))))
         return self.features(self.fc(self.dropout(self.bn2(x)).flatten(1)))
-
-
-def shaken(net: nn.Module) -> nn.Module:
-    """Put a random number into every statistic of a batch norm."""
-    torch.manual_seed(1)
-    for name, value in net.state_dict().items():
-        if "running_var" in name: value.uniform_(0.5, 1.5)
-        elif "running_mean" in name or name.endswith("bias"): value.normal_(0, 0.1)
-    return net.eval()
 
 
 def test_insightface_backbones_are_read_as_they_are(tmp_path):
