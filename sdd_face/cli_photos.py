@@ -8,7 +8,7 @@ __all__ = ['add_align', 'add_facescrub']
 # %% ../nbs/commands/cli_photos.ipynb #d0c5c7c7
 import argparse
 
-from .console import count_words, from_extra, say, tell
+from .console import CONTINUES, add_command, count_words, from_extra, say, tell
 
 # %% ../nbs/commands/cli_photos.ipynb #0d7ae713
 def add_align(
@@ -23,7 +23,7 @@ def add_align(
         "sdd-face align photographs/ --out faces/ --size 160\n"
         "sdd-face align facescrub/ --out faces/ --metadata lists/ --missing box")
     brief = "cut aligned faces out of photographs"
-    command = commands.add_parser("align", help=brief, description=about, examples=examples)
+    command = add_command(commands, "align", _align, brief=brief, about=about, examples=examples, again=CONTINUES)
     command.add_argument("photos", metavar="PHOTOS", help="a folder of images, or of one folder for each person")
     command.add_argument("--out", required=True, metavar="DIR", help="where to put the faces and alignment.csv")
     command.add_argument("--size", type=int, default=112, metavar="N", help="pixels of a face's side (default: 112)")
@@ -35,8 +35,6 @@ def add_align(
     command.add_argument(
         "--missing", default="skip", metavar="skip|box",
         help="leave out a face without landmarks (default), or crop its box")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_align, again="the same command continues where it stopped")
 
 
 def _align(options: argparse.Namespace) -> int:
@@ -62,15 +60,14 @@ def add_facescrub(
         "Fetch the photographs of FaceScrub's lists. "
         "Run it again after an interruption: what is there is not fetched twice.")
     examples = "sdd-face facescrub download --metadata lists/ --out photographs/"
-    command = steps.add_parser("download", help="fetch the photographs", description=about, examples=examples)
+    command = add_command(
+        steps, "download", _download, brief="fetch the photographs", about=about, examples=examples, again=CONTINUES)
     command.add_argument(
         "--metadata", required=True, metavar="DIR",
         help="the folder of facescrub_actors.txt and facescrub_actresses.txt")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="where to put actors/NAME/IMAGEID_FACEID.jpg and manifest.csv")
     _add_limits(command)
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_download, again="the same command continues where it stopped")
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .console import say
+from .console import add_command, say
 
 # %% ../nbs/commands/cli_pictures.ipynb #6cd789d6
 def add_explain(
@@ -30,7 +30,8 @@ def add_explain(
         "sdd-face explain someone.jpg --model mine --target Ann_Lee --against Bob,Cy\n"
         "sdd-face explain photos/ --model mine --out explained/ --format pdf --json all.json --maps all.npz")
     brief = "draw what a network looks at in faces"
-    command = commands.add_parser("explain", help=brief, description=about, examples=examples)
+    command = add_command(
+        commands, "explain", _explain, brief=brief, about=about, examples=examples, again="what was written is whole")
     command.add_argument("photos", nargs="*", metavar="PHOTO", help="files or folders (default: a drawn face)")
     command.add_argument("--face", type=int, default=1, metavar="N", help="of several in a photo; 1 is the largest")
     command.add_argument("--target", metavar="NAME", help="the person to explain (default: the most probable)")
@@ -39,7 +40,6 @@ def add_explain(
     command.add_argument("--method", default="sdd", metavar="NAME", help="sdd (default), cam, gradcam, occlusion ...")
     _add_network(command)
     _add_files(command, "explanation")
-    command.set_defaults(action=_explain, again="what was written is whole")
 
 
 def add_pair(
@@ -51,12 +51,11 @@ def add_pair(
         "with a gallery, also why it is this person and not those.")
     examples = "sdd-face explain-pair a.jpg b.jpg\nsdd-face explain-pair a.jpg b.jpg --gallery others/ --json pair.json"
     brief = "draw why two faces are taken for one person, or not"
-    command = commands.add_parser("explain-pair", help=brief, description=about, examples=examples)
+    command = add_command(commands, "explain-pair", _explain_pair, brief=brief, about=about, examples=examples)
     command.add_argument("images", nargs=2, metavar="PHOTO", help="two faces")
     command.add_argument("--gallery", metavar="DIR", help="a folder of faces of other people")
     _add_network(command)
     _add_files(command, "pair")
-    command.set_defaults(action=_explain_pair, again="nothing was written")
 
 # %% ../nbs/commands/cli_pictures.ipynb #bfba6d60
 def _add_network(command: argparse.ArgumentParser) -> None:
@@ -77,7 +76,6 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--dpi", type=int, default=150, metavar="N", help="dots per inch (default: 150)")
     command.add_argument("--json", metavar="FILE|-", help="write all numbers as JSON, - to the terminal")
     command.add_argument("--maps", metavar="FILE", help="write all maps as .npz or .safetensors, in the JSON's order")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
 
 # %% ../nbs/commands/cli_pictures.ipynb #d52bd44d
 def _explain(options: argparse.Namespace) -> int:
@@ -110,10 +108,12 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _one(draw: Callable, place: Path, report, dpi: int) -> None:  # draw() -> a picture, a sentence, numbers and maps
     "Draw one picture, save it, and say what is in it."
+    from matplotlib.pyplot import close
+
     from sdd_face.plot import save_figure
     figure, sentence, record, maps = draw()
     save_figure(figure, Path.cwd() / place, dpi=dpi)
-    figure.clear()
+    close(figure)  # else pyplot keeps it, of every photograph
     report.add(record | {"picture": os.fspath(place)}, maps)
     report.tell(f"{place}: {sentence}")
 

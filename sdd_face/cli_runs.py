@@ -10,7 +10,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from .console import from_extra, say, tell
+from .console import CONTINUES, add_command, from_extra, say, tell
 from .distributed import is_main, rank, run_once
 
 # %% ../nbs/commands/cli_runs.ipynb #d605b2ce
@@ -27,7 +27,8 @@ def add_reproduce(
         "sdd-face reproduce -p data faces/ --run mine\n"
         "sdd-face reproduce --profile facescrub -p data faces/ -p weights adaface_ir101.ckpt")
     brief = "make every figure and table of the paper"
-    command = commands.add_parser("reproduce", help=brief, description=about, examples=examples)
+    command = add_command(
+        commands, "reproduce", _reproduce, brief=brief, about=about, examples=examples, again=CONTINUES)
     command.add_argument(
         "--profile", default="quick", metavar="quick|facescrub|paper_size|beyond",
         help="drawn faces in minutes (default), the paper's settings, its size on drawn faces, or quick with --beyond")
@@ -37,8 +38,6 @@ def add_reproduce(
         help="set a parameter of the notebooks, such as -p data FOLDER -p weights FILE -p device cpu; may be repeated")
     command.add_argument("--run", metavar="NAME", help="keep the run in runs/NAME (default: quick, or the profile's)")
     command.add_argument("--figures", metavar="DIR", help="write figures and tables to DIR (default: figures)")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_reproduce, again="the same command continues where it stopped")
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -71,7 +70,8 @@ def add_train(
         "sdd-face train faces/ --run mine\n"
         "sdd-face train faces/ --run ada --weights adaface_ir101.ckpt --epochs 20\n"
         "sdd-face explain someone.jpg --model mine")
-    command = commands.add_parser("train", help="teach a network new people", description=about, examples=examples)
+    command = add_command(
+        commands, "train", _train, brief="teach a network new people", about=about, examples=examples, again=CONTINUES)
     command.add_argument("folder", metavar="FOLDER", help="a folder for each person; `synthetic` draws some")
     command.add_argument("--run", required=True, metavar="NAME", help="keep everything in runs/NAME")
     command.add_argument(
@@ -84,8 +84,6 @@ def add_train(
     command.add_argument("--learning-rate", type=float, metavar="X", help="default: 0.002")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     command.add_argument("--device", default="auto", metavar="cpu|cuda|mps", help="default: the fastest at hand")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_train, again="the same command continues where it stopped")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -116,7 +114,7 @@ def add_evaluate(
         "sdd-face evaluate --run mine --methods sdd,cam,gradcam,disc --out table.csv\n"
         "sdd-face evaluate --run mine --methods sdd,disc --format latex --out table.tex")
     brief = "measure which maps are true"
-    command = commands.add_parser("evaluate", help=brief, description=about, examples=examples)
+    command = add_command(commands, "evaluate", _evaluate, brief=brief, about=about, examples=examples)
     command.add_argument("--run", default="quick", metavar="NAME", help="a run (default: quick)")
     command.add_argument(
         "--methods", default="sdd,cam,disc", metavar="NAME,NAME", help="methods and controls (default: sdd,cam,disc)")
@@ -126,8 +124,6 @@ def add_evaluate(
     command.add_argument("--out", metavar="FILE", help="write the table (default: print it as Markdown)")
     command.add_argument("--format", metavar="csv|md|latex", help="of the table (default: what --out says, or md)")
     command.add_argument("--device", default="auto", metavar="cpu|cuda|mps", help="default: the fastest at hand")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_evaluate, again="nothing was written")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -181,10 +177,9 @@ def add_notebooks(
     about = "Copy the notebooks, with their pictures, out of the installed package, ready to be opened and changed."
     examples = "sdd-face notebooks lessons/\njupyter lab lessons/"
     brief = "copy the notebooks to a folder"
-    command = commands.add_parser("notebooks", help=brief, description=about, examples=examples)
+    command = add_command(
+        commands, "notebooks", _notebooks, brief=brief, about=about, examples=examples, again="what was copied stays")
     command.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_notebooks, again="what was copied stays")
 
 
 def _notebooks(options: argparse.Namespace) -> int:
@@ -209,12 +204,12 @@ def add_course(
     "Describe `sdd-face course`."
     about = "Copy the course, five lessons with exercises, into a folder, ready to run."
     examples = "sdd-face course lessons/\nsdd-face course source/ --solutions --slides"
-    command = commands.add_parser("course", help="copy the course to a folder", description=about, examples=examples)
+    brief = "copy the course to a folder"
+    command = add_command(
+        commands, "course", _course, brief=brief, about=about, examples=examples, again="what was copied stays")
     command.add_argument("folder", metavar="DIR", help="where to put the lessons")
     command.add_argument("--solutions", action="store_true", help="the teacher's version")
     command.add_argument("--slides", action="store_true", help="also slides of each lesson, as HTML")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_course, again="what was copied stays")
 
 
 def _course(options: argparse.Namespace) -> int:
@@ -234,13 +229,12 @@ def add_explore(
     about = "Open the explorer as a web page of this machine: look at a face, paint a mask, move its parts."
     examples = "sdd-face explore\nsdd-face explore --model mine --model packaged --port 9000 --no-browser"
     brief = "open the explorer in a browser"
-    command = commands.add_parser("explore", help=brief, description=about, examples=examples)
+    command = add_command(
+        commands, "explore", _explore, brief=brief, about=about, examples=examples, again="the page is closed")
     command.add_argument(
         "--model", action="append", metavar="RUN|FOLDER|FILE", help="a network to choose from; may be repeated")
     command.add_argument("--port", type=int, default=8866, metavar="N", help="of this machine (default: 8866)")
     command.add_argument("--no-browser", dest="browser", action="store_false", help="open no browser")
-    command.add_argument("--debug", action="store_true", help="show where an error arose")
-    command.set_defaults(action=_explore, again="the page is closed")
 
 
 def _explore(options: argparse.Namespace) -> int:

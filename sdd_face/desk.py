@@ -16,6 +16,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from .masks import FILLS
+from .plot import person_label
 from .subject import UPLOADED, Choice, Subject
 from .synthetic import TRAITS
 
@@ -43,12 +44,12 @@ STYLE = {"description_width": "110px"}
 
 def _people(desk: Desk, first: tuple) -> list[tuple[str, object]]:
     "List everybody by name, after a first entry."
-    return [first, *((name.replace("_", " "), name) for name in desk.subject.names)]
+    return [first, *((person_label(name), name) for name in desk.subject.names)]
 
 
 def _faces(desk: Desk) -> list[tuple[str, int]]:
     "List the faces that can be looked at."
-    return [("your photograph", UPLOADED), *((name.replace("_", " "), i) for i, name in enumerate(desk.subject.names))]
+    return [("your photograph", UPLOADED), *((person_label(name), i) for i, name in enumerate(desk.subject.names))]
 
 
 def _steps(words: dict[str, str], numbers: list[float]) -> list[tuple[str, str | float]]:

@@ -8,19 +8,19 @@ __all__ = ['SHOWN', 'ARRAYS', 'SDD', 'Explanation', 'save_json', 'save_arrays', 
 # %% ../nbs/measuring/explanation.ipynb #f3e1ebdf
 import base64
 import html
-import io
 import json
 import os
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.pyplot import close
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import atomic_path, project_path
 from .maps import highlighted_share, visible_window
-from .plot import PICTURES, add_bar, overlay, percent, person_label, save_figure, show_images
+from .plot import PICTURES, add_bar, figure_bytes, overlay, percent, person_label, save_figure, show_images
 
 # %% ../nbs/measuring/explanation.ipynb #3f5adc24
 @dataclass
@@ -155,16 +155,16 @@ def _titles(why: Explanation, index: int) -> list[str]:
 # %% ../nbs/measuring/explanation.ipynb #7dd9900e
 def _page(why: Explanation, index: int) -> str:  # HTML
     "Show one face: the picture, its people, F and alpha."
-    figure, kept = plot_explanation(why, index=index), io.BytesIO()
-    figure.savefig(kept, format="png", dpi=90, bbox_inches="tight")
-    figure.clear()
+    figure = plot_explanation(why, index=index)
+    picture = base64.b64encode(figure_bytes(figure, dpi=90)).decode()
+    close(figure)
     found = why.to_dict()["faces"][index]
     listed = [(html.escape(each["name"]), f"{each['probability']:.4f}") for each in found["people"]]
     rows = [f"<tr><td>{name}</td><td>{probability}</td></tr>" for name, probability in listed]
     best = found["people"][0]["name"]
     meaning = html.escape(f"Class activation maps of the compared people, and the SDD map of {best}", quote=True)
     return (
-        f'<img alt="{meaning}" src="data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}">'
+        f'<img alt="{meaning}" src="data:image/png;base64,{picture}">'
         f"<table><tr><th>person</th><th>probability</th></tr>{''.join(rows)}</table>"
         f"<p>F = {found['F']:.2f}, alpha = {found['alpha']:.3f}; "
         f"SDD highlights {found['highlighted']:.1%} of the image</p>")

@@ -24,12 +24,12 @@ from sdd_face.page import (
     Address,
     Giver,
     Taker,
-    can_align,
     explanation_json,
-    figure_bytes,
     read_choice,
     read_photo,
 )
+from .photos import align_is_installed
+from .plot import figure_bytes
 from .subject import UPLOADED, Choice, from_query, open_subject, to_query
 
 # %% ../nbs/explore.ipynb #238ecdf4
@@ -40,7 +40,7 @@ class Files(widgets.VBox):
         self.explorer = explorer  # whose desk is filled and read
         self.photo = Taker(text="Your photograph:", accept=".jpg,.jpeg,.png,.webp")
         self.state = Taker(text="A saved page:", accept=".json")
-        can = can_align()
+        can = align_is_installed()
         self.find = widgets.Checkbox(can, description="find the face in it", disabled=not can, indent=False)
         self.keep = Giver(kinds=[*PICTURES, "JSON"])
         self.photo.observe(lambda change: self._try(self._take_photo), "asked")
@@ -71,7 +71,7 @@ class Files(widgets.VBox):
         if kind == "JSON":
             text = explanation_json(desk.subject.look(desk.choice), desk.choice)
             self.keep.give(text.encode(), name, "application/json")
-        else: self.keep.give(figure_bytes(self.explorer.figure(), kind), name, PICTURES[kind])
+        else: self.keep.give(figure_bytes(self.explorer.figure(), kind=kind), name, PICTURES[kind])
 
 # %% ../nbs/explore.ipynb #8cc06c16
 PANELS: dict[str, type[Panel]] = {

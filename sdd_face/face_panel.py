@@ -17,7 +17,7 @@ from .desk import STYLE, WIDE, Desk, Panel, control, grouped, sentence
 from .gallery import Gallery, enlarged, entry, mapped, outlined
 from .localisation import localisation_auc
 from .maps import centred_map
-from .plot import show_images
+from .plot import person_label, show_images
 from .subject import UPLOADED, Choice, Subject, draw_person
 from .synthetic import RANGES, TRAITS, twin
 from .twins import LEVEL, VISIBLE
@@ -112,7 +112,7 @@ def found_it(
     "Say whether the map finds what differs."
     if kin.area != kin.area: return f"Nothing of {kin.name} is seen to differ."
     better = "better" if kin.area > kin.blind else "not better"
-    name, areas = kin.name.replace("_", " ").capitalize(), f"{kin.area:.2f} to {kin.blind:.2f}"
+    name, areas = person_label(kin.name).capitalize(), f"{kin.area:.2f} to {kin.blind:.2f}"
     return (
         f"{name} differs in {', '.join(kin.parts)}, and is taken for {kin.seen}. "
         f"The map finds these pixels {better} than a disc: area {areas}.")
@@ -186,7 +186,7 @@ class FacePanel(Panel):
                  entry(enlarged(self._drawn(choice.person, own)[0]), "as drawn first", opinions[1])]
         for each in family(subject, choice.person):
             traits = own_traits(subject, each)
-            sure, name = float(logits.softmax(0)[each]), subject.names[each].replace("_", " ")
+            sure, name = float(logits.softmax(0)[each]), person_label(subject.names[each])
             note = f"{sure:.1%} for your face\ndiffers in {_listed(own | choice.traits, traits)}"
             shown.append(entry(enlarged(self._drawn(each, traits)[0]), name, note))
         self.faces.pictures, pair = shown, find_kin(subject, choice)
@@ -218,5 +218,5 @@ def _checked_map(kin: Kin, face: Tensor, choice: Choice) -> Tensor:
 def _pictures(kin: Kin, face: Tensor, choice: Choice) -> list[dict]:
     "Show the other, and the map with what really differs."
     note = "white: highest of the map\norange: what differs"
-    return [entry(enlarged(kin.image), kin.name.replace("_", " "), f"differs in {', '.join(kin.parts)}"),
+    return [entry(enlarged(kin.image), person_label(kin.name), f"differs in {', '.join(kin.parts)}"),
             entry(_checked_map(kin, face, choice), f"map and {kin.name.replace('_', ' ')}", note)]

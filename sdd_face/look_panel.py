@@ -16,6 +16,7 @@ from .desk import Desk, Panel, control, grouped, sentence
 from .explanation import plot_explanation
 from .gallery import Gallery, enlarged, entry, mapped
 from .maps import highlighted_share
+from .plot import person_label
 from .subject import Look
 
 # %% ../nbs/explorer/look_panel.ipynb #ce599db7
@@ -57,7 +58,7 @@ class LookPanel(Panel):
 
 def _names(look: Look) -> list[str]:
     "Name the compared people, the target first."
-    return [look.why.names[label].replace("_", " ") for label in look.why.classes[0].tolist()]
+    return [person_label(look.why.names[label]) for label in look.why.classes[0].tolist()]
 
 
 def _labels(look: Look) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ from .maps import centred_map
 from .masks import fill_for, random_masks, top_mask
 from .model import FaceRecognizer
 from .painter import Painter, band, from_text, to_bits, to_text
-from .plot import show_images
+from .plot import person_label, show_images
 from .subject import Choice, Subject
 
 # %% ../nbs/explorer/mask_panel.ipynb #1dfe2195
@@ -107,7 +107,7 @@ def _table(trial: Trial) -> str:
             f"<td style='text-align: right'>{float(trial.after[scheme, i]):.1%}</td>"
             f"<td>{escape(trial.said[scheme][i].replace('_', ' '))}</td>" for scheme in range(2))
         rows.append(f"<tr><th style='text-align: left'>{name}</th>{cells}</tr>")
-    person = trial.person.replace("_", " ")
+    person = person_label(trial.person)
     before = f"Before: {person}, {trial.before:.1%}. After, for the same person, and who is seen:"
     style = "border-spacing: 7px 1px; line-height: 1.5; white-space: nowrap"
     table = f"<table style='{style}'>{head}{''.join(rows)}</table>"

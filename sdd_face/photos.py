@@ -66,7 +66,7 @@ def find_portrait(
     photo = to_rgb(upright(photo))
     boxes, landmarks = find_faces(photo)
     if not len(boxes):
-        how = "a crop of an aligned face is taken as it is with align=False, or --no-align"
+        how = "a crop of an aligned face needs no search (align=False, --no-align)"
         raise ValueError(f"{name}: no face was found; {how}")
     if not 1 <= face <= len(boxes):
         raise ValueError(f"{name}: face is {face}, but {_count(len(boxes))} found; expected 1 to {len(boxes)}")

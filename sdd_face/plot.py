@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'GREY', 'OWN', 'PICTURES', 'TEXT', 'overlay', 'fonts_for', 'show_images', 'add_bar', 'person_label',
-           'percent', 'save_figure']
+           'percent', 'figure_bytes', 'save_figure']
 
 # %% ../nbs/running/plot.ipynb #85b9ec02
 import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import torch
@@ -150,6 +151,18 @@ def percent(
 # %% ../nbs/running/plot.ipynb #f0e83670
 PICTURES = sorted(FigureCanvasBase.filetypes)  # endings that matplotlib can write
 TEXT = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # TrueType, and text rather than outlines
+
+
+def figure_bytes(
+    figure: Figure,
+    *,
+    kind: str = "PNG",  # an ending of PICTURES
+    dpi: int = 150,  # of pixels
+) -> bytes:
+    "Write a figure into memory."
+    kept = BytesIO()
+    with plt.rc_context(TEXT | OWN): figure.savefig(kept, format=kind.lower(), dpi=dpi, bbox_inches="tight")
+    return kept.getvalue()
 
 
 def save_figure(

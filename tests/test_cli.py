@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -277,8 +278,10 @@ def album(folder: Path, face: Path) -> Path:
 
 def test_a_folder_is_explained_into_a_folder_of_its_shape(capsys, album: Path):
     asked = "explain album --no-align --top 3 --out o --format jpg --dpi 40 --json all.json --maps all.npz"
+    before = len(plt.get_fignums())
     status, out, err = run(capsys, *asked.split())
     assert status == 0 and "album/notes.txt: passed over, no image by its name" in err
+    assert len(plt.get_fignums()) == before  # no picture is kept in memory
     assert sorted(str(path.relative_to("o")) for path in Path("o").rglob("*.jpg")) == ["1.jpg", "2.jpg", "ann/1.jpg"]
     told = json.loads(Path("all.json").read_text())
     assert [face["file"] for face in told["faces"]] == ["album/1.png", "album/2.png", "album/ann/1.png"]

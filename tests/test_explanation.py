@@ -3,6 +3,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -60,7 +61,9 @@ def test_what_cannot_be_written_is_refused(why, tmp_path: Path, name: str, messa
 
 
 def test_a_notebook_shows_picture_people_and_factors(why):
+    before = plt.get_fignums()
     page = why._repr_html_()
+    assert plt.get_fignums() == before  # no picture is kept in memory
     assert page.count("<img") == 3 and page.count('alt="Class activation maps') == 3
     assert f"F = {why.sdd.scale[0]:.2f}, alpha = {why.sdd.alpha[0]:.3f}" in page
     assert f"<td>p{why.classes[0, 0]}</td><td>{why.probabilities[0, 0]:.4f}</td>" in page

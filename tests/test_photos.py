@@ -84,7 +84,7 @@ def test_all_functions_align(scene):
 
 
 def test_what_shows_no_such_face_is_refused(scene):
-    with pytest.raises(ValueError, match="no face was found; a crop of an aligned face is taken as it is with align"):
+    with pytest.raises(ValueError, match="no face was found; a crop of an aligned face needs no search"):
         find_portrait(Image.new("RGB", (300, 300), "green"))
     with pytest.raises(ValueError, match="^scene.png: face is 3, but 2 faces were found; expected 1 to 2"):
         find_portrait(scene, face=3, name="scene.png")
